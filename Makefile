@@ -1,0 +1,63 @@
+# One environment for everything, in .venv. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Installs wheels from hash-pinned files many times faster than pip; itself pinned.
+UV_VERSION := 0.13.9
+UV := $(BIN)/uv --no-config
+# Package downloads run beyond uv's own 30 s on slow lines.
+export UV_HTTP_TIMEOUT ?= 300
+
+.PHONY: help setup demo test check format up down ps bench lock proto clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Install everything into .venv (once; a second run does nothing)
+
+$(STAMP): requirements/all.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "Python 3.11 is needed: install it, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the environment into $(VENV) (about 6 GB unpacked, most of it torch) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements/all.txt
+	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the embedded stack
+	@$(BIN)/vlastream demo $(ARGS)
+
+test: $(STAMP) ## Run all tests: unit, contract, integration, end to end
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Lint, formatting, types, generated code
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## Format the code
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+up: $(STAMP) ## Start the embedded stack in the background
+	@$(BIN)/vlastream up
+
+down: ## Stop the embedded stack
+	@test -x $(BIN)/vlastream && $(BIN)/vlastream down || true
+
+ps: $(STAMP) ## Show the processes of the embedded stack
+	@$(BIN)/vlastream ps
+
+lock: $(STAMP) ## Pin the requirement files anew from pyproject.toml
+	@deploy/lock.sh
+
+proto: $(STAMP) ## Generate the message classes from schemas/vla/v1/*.proto
+	@$(BIN)/python -m schemas.generate
+
+clean: ## Remove the environment and the embedded stack's data
+	@rm -rf $(VENV) .vlastream

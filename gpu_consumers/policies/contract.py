@@ -1,0 +1,58 @@
+"""What a policy is: three small steps that the worker runs in its three stages.
+
+`prepare` runs on the fetch stage (CPU, any thread), `infer` on the only thread that touches the device,
+`finish` on the publish stage (CPU). A policy keeps no state between requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.cards import ModelCard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One decoded request.
+
+    images: camera name -> uint8 (height, width, 3) RGB, at the size that the robot sent.
+    state: float32 (state_dim,), physical units of the embodiment card.
+    seed: makes the noise, so that a result does not depend on the batch that it rode in.
+    """
+
+    request_id: str
+    instruction: str
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    seed: int
+
+
+class PolicyError(Exception):
+    """This one observation cannot be served; the rest of its batch can. The message goes to the robot."""
+
+
+class Policy(Protocol):
+    """Prepared and Raw are the policy's own business; the worker passes them along untouched."""
+
+    card: ModelCard
+    #: Hash of the weights, 16 hex digits: names the model revision in every result.
+    revision: str
+    #: Where `infer` runs, as torch names it ("cpu", "cuda:0").
+    device: str
+
+    def prepare(self, observation: Observation) -> Any:
+        """Everything that needs no device. Raises PolicyError for an observation that it cannot take."""
+        ...
+
+    def infer(self, batch: Sequence[Any]) -> Any:
+        """Run the device on 1..max(card.batch_sizes) prepared observations."""
+        ...
+
+    def finish(self, raw: Any, size: int) -> list[NDArray[np.float32]]:
+        """Action chunks in physical units, one (horizon, action_dim) float32 array for each of `size` requests."""
+        ...

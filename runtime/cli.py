@@ -1,0 +1,207 @@
+"""`vlastream`: one command line for every role and every one-shot task.
+
+Commands name their code as strings, imported when the command runs: `--help` stays fast, and a process that
+needs no torch never imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+import click
+
+from runtime.errors import EXIT_CONFIG, VlastreamError
+
+
+def _load(target: str) -> Callable[..., Any]:
+    """The function named `module:function`. A missing package becomes a sentence that names the extra."""
+    module, _, function = target.partition(":")
+    try:
+        return cast(Callable[..., Any], getattr(importlib.import_module(module), function))
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        extra = {
+            "ingest_api": "api", "stream_agents": "agents", "gpu_consumers": "gpu", "sinks": "sinks", "examples": "local",
+        }.get(package, "local")  # fmt: skip
+        raise click.ClickException(
+            f"{error.name} is not installed: install vlastream[{extra}], or run `make setup` in the repository"
+        ) from error
+
+
+def _settings(role: str) -> Any:
+    from runtime.logs import configure_logging
+    from runtime.settings import load_settings
+
+    try:
+        settings = load_settings()
+    except VlastreamError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_CONFIG)
+    configure_logging(
+        level=settings.log_level, log_format=settings.log_format, role=role, instance=settings.role_instance
+    )
+    return settings
+
+
+def _run_role(role: str, target: str) -> None:
+    sys.exit(_load(target)(_settings(role)))
+
+
+def _run_task(target: str, *args: Any, **kwargs: Any) -> Any:
+    """Run a one-shot task with settings; our own errors are told in one line."""
+    settings = _settings("cli")
+    try:
+        return _load(target)(settings, *args, **kwargs)
+    except VlastreamError as error:
+        raise click.ClickException(str(error)) from error
+
+
+class _InOrder(click.Group):
+    """Lists commands in the order in which they are declared, which is that of the flow."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vlastream")
+def main() -> None:
+    """Streaming inference on Apache Kafka for robots that run vision-language-action models.
+
+    Roles run until they are told to stop; settings come from the environment and `.env`.
+    """
+
+
+@main.command()
+def api() -> None:
+    """Role: REST and WebSocket in, requests to Kafka, replies out."""
+    _run_role("api", "ingest_api.server:main")
+
+
+@main.command()
+def gate() -> None:
+    """Role: the Faust agents that judge requests and actions."""
+    _run_role("gate", "stream_agents.server:main")
+
+
+@main.command()
+def gpu() -> None:
+    """Role: batched inference for one deployment on one device."""
+    _run_role("gpu", "gpu_consumers.worker:main")
+
+
+@main.group(cls=_InOrder)
+def sink() -> None:
+    """Roles: what writes outcomes and observations to rest."""
+
+
+@sink.command("postgres")
+def sink_postgres() -> None:
+    """Role: one row an outcome in Postgres."""
+    _run_role("sink-postgres", "sinks.postgres:main")
+
+
+@sink.command("parquet")
+def sink_parquet() -> None:
+    """Role: observations and outcomes as Parquet on S3 or in a folder."""
+    _run_role("sink-parquet", "sinks.parquet:main")
+
+
+@main.group()
+def topics() -> None:
+    """Kafka topics."""
+
+
+@topics.command("apply")
+def topics_apply() -> None:
+    """Create the declared topics and correct their configuration."""
+    applied = _run_task("runtime.topic_admin:apply_topics")
+    click.echo(f"{len(applied.created)} created, {len(applied.changed)} changed, {len(applied.unchanged)} as declared")
+
+
+@topics.command("list")
+def topics_list() -> None:
+    """Show the declared topics in the order of the flow."""
+    for topic in _run_task("runtime.topic_admin:declared_topics"):
+        click.echo(f"{topic.name:<44} {topic.partitions:>4}  {topic.cleanup_policy:<8} {topic.message}")
+
+
+@main.group()
+def db() -> None:
+    """The Postgres schema."""
+
+
+@db.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to the newest revision."""
+    _run_task("sinks.migrate:upgrade")
+    click.echo("the database is at the newest revision")
+
+
+@main.group(cls=_InOrder)
+def keys() -> None:
+    """API keys."""
+
+
+@keys.command("create")
+@click.option("--email", required=True, help="whose key it is; one address is one customer")
+@click.option("--tier", type=click.Choice(["free", "pro", "enterprise"]), default="free", show_default=True)
+def keys_create(email: str, tier: str) -> None:
+    """Create a key and print it: it is shown this once, only its hash is kept."""
+    click.echo(_run_task("ingest_api.keys:create_key", email, tier))
+
+
+@keys.command("list")
+def keys_list() -> None:
+    """Show all keys by their prefix."""
+    for line in _run_task("ingest_api.keys:list_keys"):
+        click.echo(line)
+
+
+@keys.command("revoke")
+@click.argument("prefix")
+def keys_revoke(prefix: str) -> None:
+    """Revoke the key with this prefix; caches forget it within seconds."""
+    if not _run_task("ingest_api.keys:revoke_key", prefix):
+        raise click.ClickException(f"no active key has the prefix {prefix}: see `vlastream keys list`")
+    click.echo(f"{prefix} is revoked")
+
+
+@main.command()
+@click.option("--wait", "wait_s", type=float, default=30.0, show_default=True, help="seconds to let the sinks catch up")
+def books(wait_s: float) -> None:
+    """Check that requests, outcomes, rows and Parquet rows are equal in number."""
+    sys.exit(_run_task("sinks.books:books", wait_s))
+
+
+@main.command()
+@click.option("--foreground", is_flag=True, help="stay attached and stop on Ctrl-C")
+def up(foreground: bool) -> None:
+    """Start the embedded stack: Kafka, Postgres, Valkey, an S3 server and every role."""
+    sys.exit(_load("runtime.stack.commands:up")(foreground=foreground))
+
+
+@main.command()
+def down() -> None:
+    """Stop the embedded stack."""
+    sys.exit(_load("runtime.stack.commands:down")())
+
+
+@main.command()
+def ps() -> None:
+    """Show the processes of the embedded stack."""
+    sys.exit(_load("runtime.stack.commands:ps")())
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """A fleet of simulated robots does a tabletop task through the whole pipeline."""
+    sys.exit(_load("examples.demo.main:main")(list(arguments)))
+
+
+if __name__ == "__main__":
+    main()

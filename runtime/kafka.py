@@ -1,0 +1,183 @@
+"""The one place where Kafka clients are configured and where their errors are translated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from runtime.errors import Fatal, Unavailable
+from runtime.settings import Settings
+from schemas import headers as h
+from schemas.topics import MAX_MESSAGE_BYTES
+
+#: Room for a record that the broker let in although it is too large for us: it becomes a dead letter.
+MAX_RECORD_BYTES = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as a stage sees it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    #: Append time of the broker, Unix epoch in milliseconds.
+    timestamp_ms: int
+    raw_headers: h.RawHeaders = field(default_factory=list)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return h.decode(self.raw_headers)
+
+    @property
+    def source(self) -> h.Source:
+        return h.Source(self.topic, self.partition, self.offset)
+
+
+def record_of(message: Message) -> Record:
+    """A consumed message without an error, as a Record."""
+    raw: Iterable[tuple[str, Any]] = message.headers() or []  # type: ignore[assignment] # the stub says str
+    return Record(
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        key=message.key(),
+        value=message.value(),
+        timestamp_ms=message.timestamp()[1],
+        raw_headers=[(name, value if isinstance(value, bytes) else str(value or "").encode()) for name, value in raw],
+    )
+
+
+def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": settings.kafka_bootstrap_servers,
+        "client.id": client_id,
+        # A broker that restarts is back within a second on the robot path, not after the default backoff of 10 s.
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1000,
+        "socket.nagle.disable": True,
+        "allow.auto.create.topics": False,
+        # Otherwise librdkafka writes its own lines to standard error.
+        "log_level": 3,
+    }
+
+
+def build_producer(settings: Settings, client_id: str) -> Producer:
+    """An idempotent producer that places keys as Java clients and aiokafka do."""
+    return Producer(
+        {
+            **client_config(settings, client_id),
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 0,
+            "partitioner": "murmur2_random",
+            "compression.type": "none",
+            "message.max.bytes": MAX_RECORD_BYTES,
+            "delivery.timeout.ms": 30_000,
+            "queue.buffering.max.kbytes": 64 * 1024,
+        }
+    )
+
+
+def build_consumer(
+    settings: Settings,
+    client_id: str,
+    *,
+    group: str | None,
+    on_error: Callable[[KafkaError], None] | None = None,
+    **overrides: Any,
+) -> Consumer:
+    """A consumer that commits only what its stage says. `group=None` is for `assign()` alone."""
+    config = {
+        **client_config(settings, client_id),
+        # A group id is required even where no group is joined and nothing is committed.
+        "group.id": group if group is not None else f"groupless-{client_id}",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": settings.kafka_session_timeout_ms,
+        "heartbeat.interval.ms": max(settings.kafka_session_timeout_ms // 6, 200),
+        "max.poll.interval.ms": 120_000,
+        "fetch.wait.max.ms": 100,
+        "fetch.error.backoff.ms": 50,
+        "fetch.message.max.bytes": MAX_RECORD_BYTES,
+        "queued.max.messages.kbytes": 16 * 1024,
+        "topic.metadata.refresh.interval.ms": 10_000,
+        "enable.partition.eof": False,
+        **overrides,
+    }
+    if on_error is not None:
+        config["error_cb"] = on_error
+    return Consumer(config)
+
+
+def build_admin(settings: Settings, client_id: str = "vlastream-admin") -> AdminClient:
+    return AdminClient(client_config(settings, client_id))
+
+
+def check_consumed(message: Message) -> bool:
+    """True for a record, False for an event to pass over. Raises Fatal where the consumer cannot go on."""
+    error = message.error()
+    if error is None:
+        return True
+    if error.fatal():
+        raise Fatal(f"Kafka consumer failed: {error.str()}")
+    return False
+
+
+def partition_count(consumer: Consumer, topic: str, timeout_s: float = 5.0) -> int:
+    """Partitions of a topic. Raises Unavailable while Kafka is away, Fatal for a topic that is not there."""
+    try:
+        found = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+    except KafkaException as error:
+        raise Unavailable(f"Kafka does not answer: {error.args[0].str()}") from error
+    if found.error is not None or not found.partitions:
+        raise Fatal(f"topic {topic} does not exist: run `vlastream topics apply`")
+    return len(found.partitions)
+
+
+def end_positions(consumer: Consumer, topic: str, timeout_s: float = 5.0) -> dict[int, int]:
+    """End offset of every partition of a topic."""
+    ends = {}
+    for partition in range(partition_count(consumer, topic, timeout_s)):
+        _, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+        ends[partition] = high
+    return ends
+
+
+def wait_for_kafka(settings: Settings, timeout_s: float = 30.0) -> None:
+    """Return once a broker answers. Raises Unavailable after `timeout_s`."""
+    admin = build_admin(settings)
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            admin.list_topics(timeout=min(2.0, timeout_s))
+            return
+        except KafkaException as error:
+            if time.monotonic() >= end:
+                where = settings.kafka_bootstrap_servers
+                raise Unavailable(f"no Kafka broker answers at {where}: {error.args[0].str()}") from error
+
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "MAX_RECORD_BYTES",
+    "Record",
+    "build_admin",
+    "build_consumer",
+    "build_producer",
+    "check_consumed",
+    "client_config",
+    "end_positions",
+    "partition_count",
+    "record_of",
+    "wait_for_kafka",
+]

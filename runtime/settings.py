@@ -1,0 +1,120 @@
+"""The one settings model: everything that a process reads from its environment, validated once at start."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from runtime.errors import Fatal
+from schemas.cards import valid_name
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class Settings(BaseSettings):
+    """Field names are the environment's names in lower case; `.env` in the working folder is read too."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    # --- where the servers are
+    kafka_bootstrap_servers: str = "127.0.0.1:9092"
+    database_url: SecretStr = SecretStr("postgresql://vlastream:vlastream@127.0.0.1:5432/vlastream")
+    database_pool_size: int = Field(default=5, ge=1, le=200)
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    enable_s3_storage: bool = True
+    s3_endpoint: str = ""
+    s3_bucket: str = "vla-training-data"
+    s3_access_key: SecretStr = SecretStr("")
+    s3_secret_key: SecretStr = SecretStr("")
+    s3_region: str = "us-east-1"
+
+    # --- this process
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    #: Port of /metrics, /livez and /readyz for every role but the API, which serves them on `port`.
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    #: Number of this process among those of its role, from 0.
+    role_instance: int = Field(default=0, ge=0)
+    data_dir: Path = Path(".vlastream/data")
+    #: Written by the embedded stack; read for /metrics/federate.
+    stack_file: Path = Path(".vlastream/stack.json")
+    #: role=url pairs for /metrics/federate where there is no stack file.
+    federate_targets: Annotated[tuple[str, ...], NoDecode] = ()
+    log_level: LogLevel = "INFO"
+    log_format: Literal["json", "text"] = "json"
+    shutdown_timeout_s: float = Field(default=10.0, gt=0, le=300)
+
+    # --- topology
+    cards_dir: Path = _REPOSITORY / "deploy" / "cards"
+    #: Fleets that produce to Kafka themselves. A fleet's customer is its own name.
+    fleets: Annotated[tuple[str, ...], NoDecode] = ()
+    kafka_partitions: int = Field(default=4, ge=1, le=1024)
+    kafka_accepted_partitions: int = Field(default=8, ge=1, le=1024)
+    kafka_reply_partitions: int = Field(default=16, ge=1, le=1024)
+    kafka_replication_factor: int = Field(default=1, ge=1, le=9)
+    kafka_session_timeout_ms: int = Field(default=6000, ge=1000, le=300_000)
+    kafka_retention_days: int = Field(default=7, ge=1)
+
+    # --- requests
+    default_ttl_ms: int = Field(default=2000, ge=1, le=60_000)
+    max_ttl_ms: int = Field(default=60_000, ge=1, le=600_000)
+    #: Seconds in which the same observation under another request id is refused. 0: never.
+    dedup_window_s: float = Field(default=300, ge=0)
+    min_safety_score: float = Field(default=0.7, ge=0, le=1)
+    max_body_bytes: int = Field(default=1_000_000, ge=1024)
+    default_consent_tier: Literal["none", "metadata", "full"] = "none"
+    #: Requests of one API process that may wait for their reply at once; beyond it the answer is 503.
+    inference_queue_max_size: int = Field(default=512, ge=1)
+    #: Partition of the replies topic that an API process reads. Default: its instance number.
+    api_reply_partition: int | None = Field(default=None, ge=0)
+    key_cache_ttl_s: float = Field(default=5.0, ge=0)
+    #: How long a known key is still honoured while Postgres and Valkey are away.
+    key_cache_stale_s: float = Field(default=600.0, ge=0)
+    worker_timeout_s: float = Field(default=3.5, gt=0.5)
+
+    # --- GPU consumers
+    deployment: str = ""
+    gpu_device: int = Field(default=0, ge=0)
+    inference_max_workers: int = Field(default=1, ge=1)
+    torch_threads: int = Field(default=1, ge=1)
+    worker_queue_max_size: int = Field(default=64, ge=1)
+    policy_timeout_s: float = Field(default=30.0, gt=0)
+
+    # --- sinks
+    sink_flush_interval_s: float = Field(default=0.5, gt=0)
+    sink_batch_size: int = Field(default=500, ge=1)
+    parquet_flush_interval_s: float = Field(default=10.0, gt=0)
+    parquet_max_file_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
+
+    @field_validator("fleets", "federate_targets", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("fleets")
+    @classmethod
+    def _fleets_fit_into_topic_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not valid_name(name):
+                raise ValueError(f"fleet {name!r}: use a-z, 0-9 and '-'")
+        return value
+
+    @cached_property
+    def sqlalchemy_url(self) -> str:
+        """database_url with the psycopg driver named, as SQLAlchemy and alembic want it."""
+        url = self.database_url.get_secret_value()
+        return "postgresql+psycopg://" + url.split("://", 1)[1]
+
+
+def load_settings() -> Settings:
+    """Settings of this process. Raises Fatal with one line per problem, naming the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise Fatal("the settings cannot be used:\n  " + "\n  ".join(lines)) from error

@@ -1,0 +1,149 @@
+"""Every topic, declared once, in the order of the flow. `vlastream topics apply` creates them; no client does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from schemas.cards import valid_name
+
+#: Largest Kafka record that any stage accepts: 512 KiB of images, and room for the rest of the message.
+MAX_MESSAGE_BYTES = 640 * 1024
+#: Inline images of one request together.
+MAX_INLINE_IMAGE_BYTES = 512 * 1024
+
+REQUESTS = "vla.requests.v1"
+RESULTS = "vla.results.v1"
+REPLIES = "vla.replies.v1"
+OUTCOMES = "vla.outcomes.v1"
+WORKERS = "vla.workers.v1"
+CONTROL = "vla.control.v1"
+#: Faust names a table's changelog <app id>-<table>-changelog.
+GATE_APP = "vla-gate"
+GATE_TABLE = "requests"
+GATE_CHANGELOG = f"{GATE_APP}-{GATE_TABLE}-changelog"
+DEAD_LETTER_SUFFIX = ".dlq"
+
+#: Anchored, so that a pattern subscription never takes in a dead letter topic.
+ACCEPTED_PATTERN = r"^vla\.accepted\.[a-z0-9-]+\.v1$"
+
+_MINUTE_MS = 60_000
+_DAY_MS = 24 * 60 * _MINUTE_MS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topic:
+    """One topic: its key, the message in its value, and how the broker keeps it."""
+
+    name: str
+    key: str
+    message: str
+    partitions: int
+    retention_ms: int
+    cleanup_policy: str = "delete"
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    config: dict[str, str] = field(default_factory=dict)
+
+    def broker_config(self) -> dict[str, str]:
+        """Topic configuration as the broker takes it. Times are the broker's: robot clocks lie."""
+        return {
+            "retention.ms": str(self.retention_ms),
+            "cleanup.policy": self.cleanup_policy,
+            "max.message.bytes": str(self.max_message_bytes),
+            "message.timestamp.type": "LogAppendTime",
+            **self.config,
+        }
+
+
+def requests_topic(fleet: str | None = None) -> str:
+    """Topic that requests enter by: the API's own, or that of a fleet which produces directly."""
+    return REQUESTS if fleet is None else f"vla.requests.{_checked(fleet)}.v1"
+
+
+def replies_topic(fleet: str | None = None) -> str:
+    return REPLIES if fleet is None else f"vla.replies.{_checked(fleet)}.v1"
+
+
+def accepted_topic(deployment: str) -> str:
+    return f"vla.accepted.{_checked(deployment)}.v1"
+
+
+def dead_letter_topic(topic: str) -> str:
+    return topic + DEAD_LETTER_SUFFIX
+
+
+def declare(
+    *,
+    fleets: Iterable[str],
+    deployments: Iterable[str],
+    partitions: int,
+    accepted_partitions: int,
+    reply_partitions: int,
+    retention_days: int = 7,
+) -> tuple[Topic, ...]:
+    """All topics of an installation in flow order, each dead letter topic behind its own.
+
+    requests (of the API and of each fleet), results and outcomes have equal partition counts, so that
+    the two agents of the gate share one table partition for each robot.
+    """
+    log = retention_days * _DAY_MS
+    fleet_list = list(fleets)
+
+    def flow() -> Iterator[Topic]:
+        def keyed(name: str, message: str, count: int = partitions, retention_ms: int = log) -> Topic:
+            return Topic(name=name, key="robot_id", message=message, partitions=count, retention_ms=retention_ms)
+
+        def view(name: str, key: str, message: str, count: int = 1) -> Topic:
+            return Topic(
+                name=name,
+                key=key,
+                message=message,
+                partitions=count,
+                retention_ms=-1,
+                cleanup_policy="compact",
+                config={"segment.ms": str(60 * _MINUTE_MS), "min.cleanable.dirty.ratio": "0.1"},
+            )
+
+        yield keyed(REQUESTS, "InferenceRequest")
+        for fleet in fleet_list:
+            yield keyed(requests_topic(fleet), "InferenceRequest")
+        yield Topic(
+            name=GATE_CHANGELOG,
+            key="row_id or robot",
+            message="TableValue",
+            partitions=partitions,
+            retention_ms=-1,
+            cleanup_policy="compact",
+            config={"segment.ms": str(10 * _MINUTE_MS), "min.cleanable.dirty.ratio": "0.2"},
+        )
+        for deployment in deployments:
+            yield keyed(accepted_topic(deployment), "InferenceRequest", accepted_partitions)
+        yield keyed(RESULTS, "Completion")
+        yield keyed(REPLIES, "Outcome", reply_partitions, 5 * _MINUTE_MS)
+        for fleet in fleet_list:
+            yield keyed(replies_topic(fleet), "Outcome", partitions, 5 * _MINUTE_MS)
+        yield keyed(OUTCOMES, "Outcome")
+        yield view(WORKERS, "worker_id", "WorkerHeartbeat")
+        yield view(CONTROL, "target", "Control")
+
+    def with_dead_letters() -> Iterator[Topic]:
+        for topic in flow():
+            yield topic
+            if topic.key == "robot_id" and not topic.name.startswith("vla.replies."):
+                yield Topic(
+                    name=dead_letter_topic(topic.name),
+                    key="as the dead record",
+                    message="as the dead record",
+                    partitions=1,
+                    retention_ms=30 * _DAY_MS,
+                    # A dead record may be as large as the broker let in, and carries headers besides.
+                    max_message_bytes=2 * 1024 * 1024,
+                )
+
+    return tuple(with_dead_letters())
+
+
+def _checked(name: str) -> str:
+    if not valid_name(name):
+        raise ValueError(f"{name!r} cannot be part of a topic name: use a-z, 0-9 and '-', at most 63 characters")
+    return name

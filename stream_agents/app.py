@@ -1,0 +1,151 @@
+"""The Faust app `gate`: two agents over one table, in one process for each partition of a robot.
+
+What Faust is used for: consuming, the table with its changelog, and moving partitions. What it is not used
+for: publishing (it is not idempotent there), windows, and acknowledging by exception.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any, cast
+
+import faust
+
+from runtime.kafka import MAX_RECORD_BYTES, Record
+from runtime.metrics import Metrics
+from runtime.settings import Settings
+from schemas.topics import GATE_APP, GATE_CHANGELOG, GATE_TABLE, RESULTS
+from stream_agents.delivery import end_process
+from stream_agents.takeover import OffsetGuard, hold_flow_during_recovery
+
+log = logging.getLogger(__name__)
+
+Handle = Callable[[Record], Awaitable[None]]
+
+
+def build_app(settings: Settings, data_dir: Path) -> Any:
+    """A Faust app with the settings that its delivery depends on; each is explained in ARCHITECTURE.md."""
+    session_s = settings.kafka_session_timeout_ms / 1000
+    return faust.App(
+        GATE_APP,
+        broker=f"kafka://{settings.kafka_bootstrap_servers.replace(',', ';kafka://')}",
+        datadir=str(data_dir),
+        processing_guarantee="at_least_once",
+        store="memory://",
+        table_standby_replicas=0,
+        key_serializer="raw",
+        value_serializer="raw",
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        topic_partitions=settings.kafka_partitions,
+        topic_replication_factor=settings.kafka_replication_factor,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=MAX_RECORD_BYTES * 2,
+        stream_buffer_maxsize=128,
+        stream_wait_empty=False,
+        broker_commit_interval=1.0,
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=max(session_s / 6, 0.2),
+        broker_rebalance_timeout=max(session_s * 2, 10.0),
+        broker_max_poll_interval=120.0,
+        producer_request_timeout=30.0,
+        producer_max_request_size=MAX_RECORD_BYTES,
+        producer_linger=0,
+        web_enabled=False,
+        web_tables_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+
+
+class Gate:
+    """Owns the app, its table and its two agents."""
+
+    def __init__(self, app: Any, *, request_topics: list[str], partitions: int, metrics: Metrics) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._guards: list[OffsetGuard] = []
+        self._recovered = False
+        self._partitions = partitions
+        self._request_topics = request_topics
+        self._table = app.Table(
+            GATE_TABLE,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            partitions=partitions,
+        )
+        if self._table.changelog_topic.get_topic_name() != GATE_CHANGELOG:
+            raise ValueError(f"Faust names the changelog {self._table.changelog_topic.get_topic_name()}")
+
+    @property
+    def store(self) -> MutableMapping[bytes, bytes]:
+        return cast(MutableMapping[bytes, bytes], self._table)
+
+    @property
+    def recovered(self) -> bool:
+        """Whether this process has joined its group and has its part of the table."""
+        return self._recovered
+
+    def install(self, *, on_request: Handle, on_completion: Handle, restore: Callable[[set[int]], None]) -> None:
+        """Declare the agents; `restore` gets the partitions that this process owns, whenever they change."""
+
+        def restored() -> None:
+            owned = {tp.partition for tp in self.app.assignor.assigned_actives()}
+            for guard in self._guards:
+                guard.reset()
+            restore(owned)
+            self._recovered = True
+            self._metrics.rebalances.labels("recovered").inc()
+            log.info("own partitions %s", sorted(owned), extra={"action": "assigned"})
+
+        hold_flow_during_recovery(self.app, self._table, restored)
+        self._agent("request", self._request_topics, on_request)
+        self._agent("action", [RESULTS], on_completion)
+
+    def _agent(self, name: str, topics: list[str], handle: Handle) -> None:
+        guard = OffsetGuard(self._on_gap)
+        self._guards.append(guard)
+        channel = self.app.topic(
+            *topics,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            partitions=self._partitions,
+        )
+
+        async def agent(stream: Any) -> None:
+            async for event in stream.events():
+                try:
+                    record = record_of_event(event)
+                    guard.check(record.topic, record.partition, record.offset)
+                    self._metrics.records_consumed.labels(record.topic).inc()
+                    await handle(record)
+                except Exception as error:
+                    log.exception("an agent cannot go on", extra={"action": "agent_failed"})
+                    end_process(error)
+
+        self.app.agent(channel, name=f"{GATE_APP}-{name}")(agent)
+
+    def _on_gap(self, text: str) -> None:
+        self._metrics.offset_gaps.inc()
+        end_process(RuntimeError(text))
+
+
+def record_of_event(event: Any) -> Record:
+    """A Faust event as a Record."""
+    message = event.message
+    headers = message.headers or []
+    pairs = headers.items() if hasattr(headers, "items") else headers
+    return Record(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        key=message.key,
+        value=message.value,
+        timestamp_ms=round(message.timestamp * 1000),
+        raw_headers=[(name, value if isinstance(value, bytes) else str(value or "").encode()) for name, value in pairs],
+    )

@@ -1,0 +1,241 @@
+"""The gate's memory: which requests it has seen, what became of them, and who waits for the answer.
+
+Rows live in a mapping (Faust's table in the product), keyed by row id; the indexes beside it are derived
+from the rows and built again whenever partitions move. Windows are measured in the broker's append time, so
+that a replay decides as the first run did. Everything here is pure bookkeeping for one event loop.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Collection, MutableMapping
+from dataclasses import dataclass
+
+from schemas import ids
+from schemas.codes import Code
+from schemas.headers import Source
+from schemas.messages import ActionMatrix, InferenceRequest, LastChunk, ReplyAddress, RequestRecord, TableValue
+
+#: Longest distance between a request and a retry that is answered with the first outcome.
+IDENTITY_WINDOW_MS = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """Never seen within the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redelivery:
+    """The very same source record again: forward it again, nothing else."""
+
+    record: RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RetryOf:
+    """Another record with the same identity and content: it gets the first one's outcome."""
+
+    row_id: str
+    record: RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """Another record with the same identity and other content."""
+
+
+Standing = New | Redelivery | RetryOf | Reused
+
+
+class RequestTable:
+    """Rows of the partitions that this process owns. `dedup_window_ms` 0 switches the duplicate window off."""
+
+    def __init__(self, store: MutableMapping[bytes, bytes], dedup_window_ms: int) -> None:
+        self._store = store
+        self._dedup_window_ms = dedup_window_ms
+        self._keep_ms = max(dedup_window_ms, IDENTITY_WINDOW_MS)
+        self._records: dict[str, RequestRecord] = {}
+        self._by_identity: dict[str, str] = {}
+        self._by_content: dict[str, str] = {}
+        self._chunks: dict[str, LastChunk] = {}
+        #: Row ids of each partition in append order; the head is the next one to leave.
+        self._aging: dict[int, deque[str]] = defaultdict(deque)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def restore(self, partitions: Collection[int]) -> None:
+        """Build the indexes from the rows of these partitions, and from no others."""
+        for index in (self._records, self._by_identity, self._by_content, self._chunks, self._aging):
+            index.clear()
+        rows: list[tuple[str, RequestRecord]] = []
+        for key, value in list(self._store.items()):
+            row = TableValue.FromString(value)
+            if row.WhichOneof("kind") == "chunk":
+                self._chunks[key.decode()] = row.chunk
+            elif row.request.source.partition in partitions:
+                rows.append((key.decode(), row.request))
+        for row_id, record in sorted(rows, key=lambda item: (item[1].appended_at_ms, item[1].source.offset)):
+            self._index(row_id, record)
+
+    # --- the request agent's questions
+
+    def standing(self, row_id: str, record: RequestRecord) -> Standing:
+        """How a record that has just been read stands to what is known."""
+        mine = self._records.get(row_id)
+        if mine is not None:
+            return Redelivery(mine)
+        first_id = self._by_identity.get(_identity(record))
+        first = self._records.get(first_id) if first_id is not None else None
+        if first is None or first_id is None or record.appended_at_ms - first.appended_at_ms > self._keep_ms:
+            return New()
+        return RetryOf(first_id, first) if first.digest == record.digest else Reused()
+
+    def is_duplicate(self, row_id: str, record: RequestRecord) -> bool:
+        """Whether another request brought this observation within the window and was not refused."""
+        if self._dedup_window_ms == 0:
+            return False
+        other_id = self._by_content.get(_content(record))
+        other = self._records.get(other_id) if other_id is not None else None
+        return (
+            other is not None
+            and other_id != row_id
+            and record.appended_at_ms - other.appended_at_ms <= self._dedup_window_ms
+        )
+
+    def remember(self, row_id: str, record: RequestRecord) -> None:
+        """Record first, with the source; forward afterwards: a crash in between is a redelivery."""
+        self._write(row_id, record)
+        self._index(row_id, record)
+
+    def wait(self, row_id: str, address: ReplyAddress) -> None:
+        """Remember one more address for the outcome of a request that is not decided yet."""
+        record = self._records[row_id]
+        if address not in record.waiting:
+            record.waiting.append(address)
+            self._write(row_id, record)
+
+    # --- the action agent's questions
+
+    def get(self, row_id: str) -> RequestRecord | None:
+        return self._records.get(row_id)
+
+    def decide(self, row_id: str, outcome_offset: int, *, refused: bool) -> None:
+        """Note the outcome, once: the first one wins. A refused content may be sent again."""
+        record = self._records[row_id]
+        if record.decided:
+            return
+        record.decided = True
+        record.outcome_offset = outcome_offset
+        record.refused = refused
+        del record.waiting[:]
+        if refused and self._by_content.get(_content(record)) == row_id:
+            del self._by_content[_content(record)]
+        self._write(row_id, record)
+
+    def chunk_before(self, customer_id: str, robot_id: str, source: Source) -> LastChunk | None:
+        """The chunk that this robot got last, if its request lies before `source` in the same topic."""
+        chunk = self._chunks.get(_robot(customer_id, robot_id))
+        earlier = chunk is not None and chunk.source_topic == source.topic and chunk.source_offset < source.offset
+        return chunk if earlier else None
+
+    def remember_chunk(self, customer_id: str, robot_id: str, chunk: LastChunk) -> None:
+        key = _robot(customer_id, robot_id)
+        self._chunks[key] = chunk
+        self._store[key.encode()] = TableValue(chunk=chunk).SerializeToString()
+
+    # --- housekeeping
+
+    def evict(self, partition: int, now_ms: int, limit: int = 16) -> int:
+        """Let go of decided rows beyond the window, at most `limit` of them; returns how many went.
+
+        A row that is not decided stays, however old it is: its outcome is still to come.
+        """
+        aging = self._aging[partition]
+        gone = 0
+        for _ in range(min(limit, len(aging))):
+            row_id = aging[0]
+            record = self._records.get(row_id)
+            if record is not None and now_ms - record.appended_at_ms <= self._keep_ms:
+                break
+            aging.popleft()
+            if record is None:
+                continue
+            if not record.decided:
+                aging.append(row_id)
+                continue
+            self._drop(row_id, record)
+            gone += 1
+        return gone
+
+    def _drop(self, row_id: str, record: RequestRecord) -> None:
+        del self._records[row_id]
+        for index, key in ((self._by_identity, _identity(record)), (self._by_content, _content(record))):
+            if index.get(key) == row_id:
+                del index[key]
+        self._store.pop(row_id.encode(), None)
+
+    def _write(self, row_id: str, record: RequestRecord) -> None:
+        self._store[row_id.encode()] = TableValue(request=record).SerializeToString()
+
+    def _index(self, row_id: str, record: RequestRecord) -> None:
+        if row_id not in self._records:
+            self._aging[record.source.partition].append(row_id)
+        self._records[row_id] = record
+        if record.refusal != Code.REQUEST_ID_REUSED:
+            self._by_identity[_identity(record)] = row_id
+        # Only what went on to a policy stands in the way of the same observation.
+        if not record.refusal and not record.refused:
+            self._by_content[_content(record)] = row_id
+
+
+def record_of(
+    request: InferenceRequest,
+    *,
+    customer_id: str,
+    source: Source,
+    appended_at_ms: int,
+    deadline_ms: int,
+    address: ReplyAddress | None,
+) -> tuple[str, RequestRecord]:
+    """Row id and row of a request that has just been read."""
+    record = RequestRecord(
+        customer_id=customer_id,
+        robot_id=request.robot_id,
+        request_id=request.request_id,
+        episode_id=request.episode_id,
+        step=request.step,
+        digest=ids.content_digest(request),
+        appended_at_ms=appended_at_ms,
+        deadline_ms=deadline_ms,
+        waiting=[address] if address is not None else [],
+    )
+    record.source.topic = source.topic
+    record.source.partition = source.partition
+    record.source.offset = source.offset
+    return ids.row_id(customer_id, request.robot_id, request.request_id, source), record
+
+
+def last_chunk(actions: ActionMatrix, *, source: Source, episode_id: str, deployment: str, at_ms: int) -> LastChunk:
+    return LastChunk(
+        source_offset=source.offset,
+        source_topic=source.topic,
+        episode_id=episode_id,
+        actions=actions,
+        deployment=deployment,
+        decided_at_ms=at_ms,
+    )
+
+
+def _identity(record: RequestRecord) -> str:
+    return ids.identity(record.customer_id, record.robot_id, record.request_id)
+
+
+def _content(record: RequestRecord) -> str:
+    parts = (record.customer_id, record.robot_id, record.episode_id, str(record.step), record.digest.hex())
+    return "\x1f".join(parts)
+
+
+def _robot(customer_id: str, robot_id: str) -> str:
+    return f"robot\x1f{customer_id}\x1f{robot_id}"

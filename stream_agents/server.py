@@ -1,0 +1,160 @@
+"""Role `gate`: builds everything, runs until told to stop, ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import Any
+
+from runtime.control import StopList
+from runtime.errors import Fatal
+from runtime.kafka import build_consumer, build_producer, wait_for_kafka
+from runtime.lifecycle import Deadline, Lifecycle
+from runtime.metrics import Metrics
+from runtime.publisher import Publisher
+from runtime.settings import Settings
+from runtime.status_server import StatusServer
+from runtime.view import CompactedView
+from runtime.workers import LiveWorkers
+from schemas.card_files import load_cards
+from schemas.messages import Control
+from schemas.topics import CONTROL, REPLIES, WORKERS
+from stream_agents.action_agent import ActionAgent
+from stream_agents.app import Gate, build_app
+from stream_agents.delivery import DeadLetters, Delivery
+from stream_agents.outcome_log import OutcomeLog
+from stream_agents.replies import Origins
+from stream_agents.request_agent import RequestAgent, circumstances_of
+from stream_agents.request_table import RequestTable
+
+log = logging.getLogger(__name__)
+
+
+def main(settings: Settings) -> int:
+    """Run one gate process; returns its exit status."""
+    lifecycle = Lifecycle(settings.shutdown_timeout_s)
+    with lifecycle.signals():
+        try:
+            asyncio.run(_run(settings, lifecycle))
+        except Exception as error:
+            lifecycle.fail(error)
+        return lifecycle.close()
+
+
+async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
+    metrics = Metrics()
+    client_id = f"gate-{settings.role_instance}"
+    cards = load_cards(settings.cards_dir)
+    workers, stops = LiveWorkers(settings.worker_timeout_s), StopList()
+    build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
+    views = [
+        CompactedView(build_view_consumer, WORKERS, workers.update),
+        CompactedView(build_view_consumer, CONTROL, stops.update),
+    ]
+    gate = Gate(
+        build_app(settings, settings.data_dir / client_id),
+        request_topics=(origins := Origins(settings.fleets, settings.kafka_reply_partitions)).topics,
+        partitions=settings.kafka_partitions,
+        metrics=metrics,
+    )
+    warm = asyncio.Event()
+    status = StatusServer(
+        host=settings.host,
+        port=settings.metrics_port,
+        metrics=metrics,
+        waiting=lambda: _waiting(views, gate, warm),
+    )
+    lifecycle.on_close("status", status.close)
+
+    await asyncio.to_thread(wait_for_kafka, settings)
+    publisher = Publisher(build_producer(settings, client_id), metrics)
+    lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
+    for view in views:
+        view.start()
+        lifecycle.on_close("view", view.close)
+    # Nothing is judged before every stop and every worker is known.
+    await asyncio.to_thread(_wait_for_views, views, settings.shutdown_timeout_s * 3)
+    await asyncio.to_thread(publisher.warm_up, REPLIES, 0)
+    warm.set()
+
+    def stop_of(customer_id: str, robot_id: str, model: str) -> Control | None:
+        return stops.stop_of(customer_id=customer_id, robot_id=robot_id, model=model)
+
+    outcome_log = OutcomeLog(partial(build_consumer, settings, f"{client_id}-outcomes", group=None))
+    lifecycle.on_close("outcome log", outcome_log.close)
+    delivery = Delivery(publisher, metrics)
+    dead_letters = DeadLetters(delivery, metrics, group="vla-gate")
+    table = RequestTable(gate.store, dedup_window_ms=round(settings.dedup_window_s * 1000))
+    requests = RequestAgent(
+        table=table,
+        origins=origins,
+        delivery=delivery,
+        dead_letters=dead_letters,
+        outcome_log=outcome_log,
+        circumstances=circumstances_of(
+            cards=cards,
+            has_live_worker=lambda deployment: bool(workers.live(deployment)),
+            stop_of=stop_of,
+            max_ttl_ms=settings.max_ttl_ms,
+        ),
+        default_ttl_ms=settings.default_ttl_ms,
+        max_ttl_ms=settings.max_ttl_ms,
+        default_consent_tier=settings.default_consent_tier,
+        metrics=metrics,
+    )
+    actions = ActionAgent(
+        table=table,
+        cards=cards,
+        delivery=delivery,
+        dead_letters=dead_letters,
+        stop_of=stop_of,
+        min_safety_score=settings.min_safety_score,
+        metrics=metrics,
+    )
+    gate.install(on_request=requests.handle, on_completion=actions.handle, restore=table.restore)
+    await _run_until_stopped(gate.app, lifecycle, metrics)
+
+
+async def _run_until_stopped(app: Any, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    """Run the Faust app until a signal, or until it crashes by itself."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    lifecycle.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+    if lifecycle.stopping.is_set():
+        return
+    app.finalize()
+    started = time.monotonic()
+    await app.start()
+    metrics.uptime.set_function(lambda: time.monotonic() - started)
+    while not stop.is_set():
+        try:
+            await asyncio.wait_for(stop.wait(), timeout=0.5)
+        except TimeoutError:
+            if app.should_stop or app.crashed:
+                raise Fatal(f"Faust stopped: {app.crash_reason!r}") from None
+    deadline = Deadline(lifecycle_budget_s)
+    await asyncio.wait_for(app.stop(), timeout=deadline.remaining_s)
+
+
+#: Time that Faust gets to commit and leave its group before the rest is closed.
+lifecycle_budget_s = 6.0
+
+
+def _wait_for_views(views: list[CompactedView], timeout_s: float) -> None:
+    deadline = Deadline(timeout_s)
+    for view in views:
+        if not view.wait_ready(deadline.remaining_s):
+            raise Fatal(
+                "a compacted topic could not be read to its end: is Kafka up, did `vlastream topics apply` run?"
+            )
+
+
+def _waiting(views: list[CompactedView], gate: Gate, warm: asyncio.Event) -> list[str]:
+    reasons = ["views"] if not all(view.ready for view in views) else []
+    if not warm.is_set():
+        reasons.append("producer")
+    if not gate.recovered:
+        reasons.append("partitions")
+    return reasons
