@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from google.protobuf.message import DecodeError
 
 from robot_client.chunk import ActionChunk, BadReply, chunk_from_outcome
@@ -24,6 +25,8 @@ from schemas.codes import STATUS, Code
 from schemas.ids import partition_of
 from schemas.messages import InferenceRequest, Outcome
 from schemas.topics import MAX_MESSAGE_BYTES, replies_topic, requests_topic
+
+log = logging.getLogger(__name__)
 
 #: How long one poll of the serving thread may block; also the delay until a failed delivery is noticed.
 POLL_S = 0.1
@@ -101,16 +104,7 @@ class KafkaTransport:
     def _connect(self) -> None:
         end = time.monotonic() + self._open_timeout_s
         self._consumer = Consumer({**self._connection, **consumer_config()})
-        try:
-            found = self._consumer.list_topics(self._replies, timeout=self._open_timeout_s).topics[self._replies]
-            if found.error is not None or not found.partitions:
-                raise ConnectionError(f"topic {self._replies} does not exist: is the fleet listed in FLEETS?")
-            place = TopicPartition(self._replies, partition_of(self._key, len(found.partitions)))
-            _, position = self._consumer.get_watermark_offsets(place, timeout=max(end - time.monotonic(), 0.1))
-        except KafkaException as error:
-            raise ConnectionError(f"Kafka does not answer: {error.args[0].str()}") from error
-        place.offset = position if position >= 0 else OFFSET_END
-        self._consumer.assign([place])
+        self._consumer.assign([self._reply_position(self._consumer, end)])
         self._producer = Producer(
             {
                 **self._connection,
@@ -119,13 +113,29 @@ class KafkaTransport:
             }
         )
         try:
-            self._producer.list_topics(self._requests, timeout=max(end - time.monotonic(), 0.1))
+            self._producer.list_topics(self._requests, timeout=_left_s(end))
         except KafkaException as error:
             raise ConnectionError(f"Kafka does not answer: {error.args[0].str()}") from error
         while not self._warm.is_set():
             if time.monotonic() >= end:
                 raise ConnectionError(f"Kafka gave no producer id within {self._open_timeout_s:.0f} s")
             self._producer.poll(POLL_S)
+
+    def _reply_position(self, consumer: Consumer, end: float) -> TopicPartition:
+        """The end of this robot's partition, known before anything is sent, so that no reply is missed."""
+        while True:
+            try:
+                found = consumer.list_topics(self._replies, timeout=_left_s(end)).topics[self._replies]
+                if found.error is not None or not found.partitions:
+                    raise ConnectionError(f"topic {self._replies} does not exist: is the fleet listed in FLEETS?")
+                place = TopicPartition(self._replies, partition_of(self._key, len(found.partitions)))
+                _, place.offset = consumer.get_watermark_offsets(place, timeout=_left_s(end))
+                return place
+            except KafkaException as error:
+                # A leader that moves or is just being elected answers in a moment.
+                if time.monotonic() + POLL_S >= end:
+                    raise ConnectionError(f"Kafka does not answer: {error.args[0].str()}") from error
+                time.sleep(POLL_S)
 
     def _note_statistics(self, text: str) -> None:
         # Without a producer id the first record would wait for one: up to half a second.
@@ -140,6 +150,8 @@ class KafkaTransport:
             self._producer.flush(1.0)
         if self._consumer is not None:
             self._consumer.close()
+        # The producer holds this object by its callback: letting go is what ends its threads and connections.
+        self._producer = self._consumer = None
 
     def _send(self, producer: Producer, request: InferenceRequest) -> None:
         def report(error: KafkaError | None, _message: Message) -> None:
@@ -198,6 +210,11 @@ class KafkaTransport:
             reply.set_result(answer)
 
 
+def _left_s(end: float) -> float:
+    """Seconds until `end`, for librdkafka, which takes 0 for no limit."""
+    return max(end - time.monotonic(), 0.1)
+
+
 def connection_config(bootstrap_servers: str, *, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": bootstrap_servers,
@@ -206,8 +223,8 @@ def connection_config(bootstrap_servers: str, *, client_id: str) -> dict[str, An
         "reconnect.backoff.max.ms": 1000,
         "socket.nagle.disable": True,
         "allow.auto.create.topics": False,
-        # Otherwise librdkafka writes its own lines to standard error.
-        "log_level": 3,
+        # librdkafka's lines go where the robot's own logging sends them, not to standard error.
+        "logger": log,
     }
 
 

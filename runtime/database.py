@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy import exc as sa_exc
 
@@ -79,13 +80,16 @@ def database_errors() -> Iterator[None]:
         raise
     except (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError) as error:
         raise Unavailable(f"Postgres does not answer: {_first_line(error)}") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        # From a cursor of the driver itself, as COPY needs it.
+        raise Unavailable(f"Postgres does not answer: {_first_line(error)}") from error
     except sa_exc.DBAPIError as error:
         if error.connection_invalidated:
             raise Unavailable(f"the connection to Postgres broke: {_first_line(error)}") from error
         raise
 
 
-def _first_line(error: sa_exc.SQLAlchemyError) -> str:
+def _first_line(error: Exception) -> str:
     """The driver's own words, without the statement and its parameters."""
     cause = getattr(error, "orig", None) or error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -97,7 +97,9 @@ class Metrics:
 
         # --- the sinks
         self.sink_rows = counter("vla_sink_rows_total", "Rows written", "sink", "dataset")
-        self.sink_skipped = counter("vla_sink_skipped_total", "Records at or below the sink's mark", "sink", "dataset")
+        self.sink_skipped = counter(
+            "vla_sink_skipped_total", "Records that became no row: repeat or consent", "sink", "dataset", "reason"
+        )
         self.sink_bytes = counter("vla_sink_bytes_total", "Bytes of objects written", "sink", "dataset")
         self.sink_objects = counter("vla_sink_objects_total", "Objects written", "sink", "dataset")
         self.sink_flush_duration = histogram("vla_sink_flush_duration_seconds", "Time of one flush", "sink")

@@ -156,11 +156,11 @@ class Processor:
         self._intake = False
         try:
             self._assignment_changed = True
-            while self._in_flight and not drain.passed:
+            while self._unfinished(self._partitions) and not drain.passed:
                 self._apply_backpressure()
                 self._poll(0.02)
-            if self._in_flight:
-                log.warning("%d records are left for the next process", self._in_flight, extra={"action": "drain"})
+            if left := self._unfinished(self._partitions):
+                log.warning("%d records are left for the next process", left, extra={"action": "drain"})
             self._commit_now(self._committable(self._partitions))
         finally:
             self._revoke_timeout_s = 0.0
@@ -215,6 +215,10 @@ class Processor:
         if assignment:
             (self._consumer.pause if pause else self._consumer.resume)(assignment)
         self._paused, self._assignment_changed = pause, False
+
+    def _unfinished(self, places: Iterable[_Place]) -> int:
+        with self._progress:
+            return sum(self._partitions[place].water.in_flight for place in places)
 
     # --- commits
 
@@ -281,10 +285,7 @@ class Processor:
         self._metrics.rebalances.labels("revoked").inc()
         leaving = [place for place in map(_place, partitions) if place in self._partitions]
         with self._progress:
-            self._progress.wait_for(
-                lambda: not any(self._partitions[place].water.in_flight for place in leaving),
-                timeout=self._revoke_timeout_s,
-            )
+            self._progress.wait_for(lambda: not self._unfinished(leaving), timeout=self._revoke_timeout_s)
         self._commit_now(self._committable(leaving))
         self._forget(partitions)
 

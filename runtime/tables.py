@@ -169,7 +169,7 @@ safety_incidents = Table(
     Column("action_taken", Text, nullable=False),
     #: {"horizon", "dim", "values"} as the policy gave it; null where the outcome does not carry it.
     Column("original_action", JSONB),
-    #: The same, as delivered; null where nothing was delivered.
+    #: The same, as delivered instead of it; null where nothing was.
     Column("safe_action", JSONB),
     Column("safety_score", Double, nullable=False),
     #: lab, warehouse, factory, outdoor, home, office, hospital, retail or other; null: not stated.

@@ -30,8 +30,7 @@ from schemas.messages import (
     Violation,
 )
 from schemas.topics import OUTCOMES, REPLIES
-from stream_agents.dead_letters import DeadLetters
-from stream_agents.delivery import Delivery, Outgoing
+from stream_agents.delivery import DeadLetters, Delivery, Outgoing
 from stream_agents.replies import reply
 from stream_agents.request_table import RequestTable, last_chunk
 

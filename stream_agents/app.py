@@ -73,8 +73,6 @@ class Gate:
             GATE_TABLE,
             key_type=bytes,
             value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
             partitions=partitions,
         )
         if self._table.changelog_topic.get_topic_name() != GATE_CHANGELOG:

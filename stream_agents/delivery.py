@@ -6,11 +6,14 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
+from runtime.dead_letters import dead_letter_headers
 from runtime.errors import Fatal, Retry, Unavailable
+from runtime.kafka import Record
 from runtime.lifecycle import exit_now
 from runtime.metrics import Metrics
 from runtime.publisher import Delivered, PublisherPort
 from schemas import headers as h
+from schemas.topics import dead_letter_topic
 
 log = logging.getLogger(__name__)
 
@@ -58,3 +61,34 @@ def end_process(error: BaseException) -> None:
     """No exception may leave a Faust agent: it would acknowledge the message that it failed on."""
     kind = "Fatal" if isinstance(error, Fatal) else type(error).__name__
     exit_now(f"{kind} in an agent: {error}")
+
+
+class DeadLetters:
+    """Sends what can never be read to its topic's dead letter topic, and waits until it lies there."""
+
+    def __init__(self, delivery: Delivery, metrics: Metrics, group: str) -> None:
+        self._delivery = delivery
+        self._metrics = metrics
+        self._group = group
+
+    async def send(self, record: Record, *, reason: str, stage: str, error: Exception) -> None:
+        await self._delivery.send(
+            Outgoing(
+                topic=dead_letter_topic(record.topic),
+                value=record.value or b"",
+                key=record.key or b"",
+                headers=dead_letter_headers(record, reason=reason, stage=stage, group=self._group, error=error),
+            )
+        )
+        self._metrics.dead_letters.labels(record.topic, reason).inc()
+        log.warning(
+            "dead letter: %s",
+            error,
+            extra={
+                "action": "dead_letter",
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+                "reason": reason,
+            },
+        )

@@ -29,8 +29,7 @@ from schemas.messages import (
 )
 from schemas.summary import summarize
 from schemas.topics import RESULTS, accepted_topic
-from stream_agents.dead_letters import DeadLetters
-from stream_agents.delivery import Delivery, Outgoing
+from stream_agents.delivery import DeadLetters, Delivery, Outgoing
 from stream_agents.outcome_log import OutcomeLog
 from stream_agents.replies import Origins, reply
 from stream_agents.request_rules import Accepted, Circumstances, Fault, Refused, judge

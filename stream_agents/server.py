@@ -53,9 +53,12 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         CompactedView(build_view_consumer, WORKERS, workers.update),
         CompactedView(build_view_consumer, CONTROL, stops.update),
     ]
+    origins = Origins(settings.fleets, settings.kafka_reply_partitions)
+    data_dir = settings.data_dir / client_id
+    data_dir.mkdir(parents=True, exist_ok=True)
     gate = Gate(
-        build_app(settings, settings.data_dir / client_id),
-        request_topics=(origins := Origins(settings.fleets, settings.kafka_reply_partitions)).topics,
+        build_app(settings, data_dir),
+        request_topics=origins.topics,
         partitions=settings.kafka_partitions,
         metrics=metrics,
     )
@@ -121,7 +124,12 @@ async def _run_until_stopped(app: Any, lifecycle: Lifecycle, metrics: Metrics) -
     """Run the Faust app until a signal, or until it crashes by itself."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    lifecycle.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+
+    def wake() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    lifecycle.on_stop(wake)
     if lifecycle.stopping.is_set():
         return
     app.finalize()

@@ -54,7 +54,7 @@ def observation(**changes: Any) -> Observation:
 
 
 def actions(horizon: int = 8, dim: int = 7) -> NDArray[np.float32]:
-    return (np.arange(horizon * dim, dtype=np.float32) / 1000).reshape(horizon, dim)
+    return np.linspace(0, 0.05, horizon * dim, dtype=np.float32).reshape(horizon, dim)
 
 
 def chunk(**changes: Any) -> ActionChunk:

@@ -1,0 +1,141 @@
+"""The embedded stack as the demo finds, starts, harms and leaves it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from pydantic import SecretStr
+
+from runtime.errors import Fatal
+from runtime.settings import Settings
+
+FLEET = "demo"
+#: What the demo wants of a stack that it starts: its fleet, and consent to keep images for training.
+ENVIRONMENT = {"FLEETS": FLEET, "DEFAULT_CONSENT_TIER": "full"}
+START_TIMEOUT_S = 600.0
+POLL_S = 0.5
+#: What a stop may take before the demo stops waiting for it.
+STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    role: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The content of stack.json at one moment."""
+
+    document: Mapping[str, Any]
+
+    @property
+    def api(self) -> str:
+        return str(self.document["api"])
+
+    @property
+    def api_key(self) -> str:
+        return str(self.document["api_key"])
+
+    @property
+    def kafka(self) -> str:
+        return str(self.document["kafka"])
+
+    @property
+    def database(self) -> str:
+        return str(self.document["database"])
+
+    @property
+    def processes(self) -> list[Process]:
+        return [Process(str(p["role"]), int(p["pid"])) for p in self.document["processes"]]
+
+    def settings(self) -> Settings:
+        """Settings of a process that talks to this stack."""
+        s3 = self.document["s3"]
+        return Settings(
+            kafka_bootstrap_servers=self.kafka,
+            database_url=SecretStr(self.database),
+            redis_url=SecretStr(str(self.document["redis"])),
+            s3_endpoint=s3["endpoint"],
+            s3_bucket=s3["bucket"],
+            s3_access_key=SecretStr(s3["access_key"]),
+            s3_secret_key=SecretStr(s3["secret_key"]),
+            fleets=(FLEET,),
+        )
+
+
+def read_stack(path: Path) -> Stack | None:
+    """The stack that runs, None if none does: no file, or processes of it that are gone."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    stack = Stack(document)
+    return stack if stack.processes and any(psutil.pid_exists(p.pid) for p in stack.processes) else None
+
+
+def is_ready(stack: Stack) -> bool:
+    """Whether the API answers that it is ready and a worker of the model lives."""
+    try:
+        reply = httpx.get(f"{stack.api}/readyz", timeout=2.0, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return reply.status_code == httpx.codes.OK
+
+
+def ensure_up(path: Path, say: Callable[[str], None]) -> tuple[Stack, bool]:
+    """A ready stack, and whether it was started here. Raises Fatal if none gets ready."""
+    stack = read_stack(path)
+    started = stack is None
+    if stack is None:
+        say("starting the embedded stack: Kafka, Postgres, Valkey, S3 and every role")
+        # Its own output is its progress.
+        done = subprocess.run([sys.executable, "-m", "runtime.cli", "up"], env={**os.environ, **ENVIRONMENT})
+        if done.returncode:
+            raise Fatal(f"`vlastream up` ended with status {done.returncode}: what it says above tells why")
+    end = time.monotonic() + START_TIMEOUT_S
+    said = time.monotonic()
+    while True:
+        stack = read_stack(path)
+        if stack is not None and is_ready(stack):
+            return stack, started
+        now = time.monotonic()
+        if now >= end:
+            raise Fatal(
+                f"the stack is not ready after {START_TIMEOUT_S:.0f} s: see `vlastream ps` and {path.parent}/logs"
+            )
+        if now - said >= 2.0:
+            said = now
+            say("waiting for the API to be ready")
+        time.sleep(POLL_S)
+
+
+def kill_role(path: Path, role: str) -> str:
+    """kill -9 of the first process of a role; returns a sentence. Raises Fatal for a role that does not run."""
+    stack = read_stack(path)
+    processes = stack.processes if stack is not None else []
+    victim = next((p for p in processes if p.role == role), None) or next(
+        (p for p in processes if p.role.startswith(role)), None
+    )
+    if victim is None:
+        known = ", ".join(sorted({p.role for p in processes}))
+        raise Fatal(f"no process has the role {role!r}; roles that run: {known}")
+    os.kill(victim.pid, signal.SIGKILL)
+    return f"kill -9 of {victim.role} (process {victim.pid})"
+
+
+def stop(say: Callable[[str], None]) -> None:
+    say("stopping the stack")
+    subprocess.run([sys.executable, "-m", "runtime.cli", "down"], timeout=STOP_TIMEOUT_S, check=False)

@@ -1,0 +1,66 @@
+"""What the sinks wrote, and the commands to look at it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import boto3
+import psycopg
+from botocore.config import Config
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from examples.demo.stack_access import Stack
+
+BY_REASON = "select status, coalesce(code, ''), count(*) from inference_log group by 1, 2 order by 3 desc"
+
+
+def show(console: Console, stack: Stack) -> None:
+    """Rows in Postgres by reason and objects on S3, as they are after the run."""
+    with psycopg.connect(stack.database, connect_timeout=5) as connection:
+        rows = connection.execute(BY_REASON).fetchall()
+    table = Table(title="rows in Postgres (inference_log) by what became of the request")
+    for name in ("status", "code"):
+        table.add_column(name)
+    table.add_column("rows", justify="right")
+    for status, code, count in rows:
+        table.add_row(str(status), str(code), str(count))
+    console.print(table)
+    s3: Mapping[str, str] = stack.document["s3"]
+    objects = _objects(s3)
+    total_bytes = sum(int(found["Size"]) for found in objects)
+    console.print(f"{len(objects)} objects with {total_bytes:,} bytes in bucket {s3['bucket']}. To look at both:")
+    newest = max(objects, key=lambda found: found["LastModified"])["Key"] if objects else None
+    for line in look_commands(stack.database, s3, newest):
+        console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+
+
+def look_commands(database: str, s3: Mapping[str, str], key: str | None) -> list[str]:
+    """Shell commands for the repository's environment: rows, the newest Parquet file (`key`), the books."""
+    rows = f"import psycopg; print(*psycopg.connect({database!r}).execute({BY_REASON!r}), sep='\\n')"
+    lines = [f"python -c {shlex.quote(rows)}"]
+    if key is not None:
+        table = (
+            "import pyarrow.fs as fs, pyarrow.parquet as pq; "
+            f"s3 = fs.S3FileSystem(access_key={s3['access_key']!r}, secret_key={s3['secret_key']!r}, "
+            f"endpoint_override={s3['endpoint']!r}, region='us-east-1'); "
+            f"print(pq.read_table({s3['bucket'] + '/' + key!r}, filesystem=s3, partitioning=None).slice(0, 3))"
+        )
+        lines.append(f"python -c {shlex.quote(table)}")
+    return [*lines, f"psql {shlex.quote(database)}", "vlastream books"]
+
+
+def _objects(s3: Mapping[str, str]) -> list[dict[str, Any]]:
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3["endpoint"],
+        aws_access_key_id=s3["access_key"],
+        aws_secret_access_key=s3["secret_key"],
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 2}),
+    )
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3["bucket"])
+    return [dict(found) for page in pages for found in page.get("Contents", [])]

@@ -1,0 +1,152 @@
+"""A worker's three stages around one policy, from accepted records to acknowledged completions.
+
+poll -> fetch: decode, prepare -> infer: batches on the device -> publish: finish, vla.results.v1 -> commit
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from gpu_consumers.batching import BatchQueue
+from gpu_consumers.cost import ArrivalRate, CostModel
+from gpu_consumers.devices import DeviceMonitor
+from gpu_consumers.fetch_stage import FetchStage
+from gpu_consumers.heartbeat import INTERVAL_S, Heartbeat
+from gpu_consumers.infer_stage import InferStage
+from gpu_consumers.jobs import Job
+from gpu_consumers.periodic import Periodic
+from gpu_consumers.policies.contract import Policy
+from gpu_consumers.publish_stage import PublishStage
+from gpu_consumers.warm_up import warm_up
+from runtime.lifecycle import Deadline, Lifecycle, exit_now
+from runtime.metrics import Metrics
+from runtime.processor import ConsumerPort, OnCommit, Processor
+from runtime.publisher import PublisherPort
+from runtime.settings import Settings
+from schemas.cards import ModelCard
+from schemas.messages import WorkerHeartbeat
+from schemas.topics import accepted_topic
+
+#: A poll loop that has not come round for this long is stuck.
+_STUCK_S = 30.0
+
+
+def group_of(card: ModelCard) -> str:
+    """Consumer group of a deployment's workers."""
+    return f"gpu.{card.deployment}"
+
+
+class Worker:
+    """The three stages around one policy. The processor keeps at most `worker_queue_max_size` records in flight."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        policy: Policy,
+        publisher: PublisherPort,
+        build_consumer: Callable[[OnCommit], ConsumerPort],
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        on_hang: Callable[[str], None] = exit_now,
+    ) -> None:
+        card = policy.card
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{settings.role_instance}"
+        self._policy = policy
+        self._policy_timeout_s = settings.policy_timeout_s
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self._on_hang = on_hang
+        self._cost = CostModel()
+        self._queue: BatchQueue[Job] = BatchQueue(
+            capacity=settings.worker_queue_max_size,
+            batch_sizes=card.batch_sizes,
+            cost=self._cost,
+            arrivals=ArrivalRate(),
+        )
+        self._publish = PublishStage(
+            policy=policy,
+            publisher=publisher,
+            metrics=metrics,
+            worker_id=self.worker_id,
+            group=group_of(card),
+            fail=lifecycle.fail,
+        )
+        self._infer = InferStage(
+            policy=policy,
+            queue=self._queue,
+            cost=self._cost,
+            publish=self._publish,
+            metrics=metrics,
+            fail=lifecycle.fail,
+        )
+        self._fetch = FetchStage(
+            policy=policy,
+            ready=self._infer.offer,
+            publish=self._publish,
+            metrics=metrics,
+            threads=settings.inference_max_workers,
+            fail=lifecycle.fail,
+        )
+        self._processor = Processor(
+            build=build_consumer,
+            topics=[accepted_topic(card.deployment)],
+            handler=self._fetch,
+            metrics=metrics,
+            max_in_flight=settings.worker_queue_max_size,
+        )
+        self._monitor = DeviceMonitor(policy.device, self.worker_id, metrics)
+        self._heartbeat = Heartbeat(
+            publisher=publisher,
+            worker_id=self.worker_id,
+            policy=policy,
+            cost=self._cost,
+            monitor=self._monitor,
+            fill=self._fill_heartbeat,
+        )
+        self._warm = False
+
+    def run(self) -> None:
+        """Warm up, then serve until the lifecycle stops. What it starts is closed by the lifecycle, last one first."""
+        lifecycle, fail = self._lifecycle, self._lifecycle.fail
+        warm_up(self._policy, self._queue, self._cost)
+        self._metrics.model_loaded.labels(self._policy.card.deployment, self._policy.revision).set(1)
+        self._warm = True
+        pulse = Periodic("pulse", INTERVAL_S, self._pulse, fail)
+        watch = Periodic("device monitor", INTERVAL_S, self._monitor.poll, fail)
+        for stage in (self._publish, self._infer, self._fetch):
+            stage.start()
+            lifecycle.on_close(type(stage).__name__, stage.close)
+        lifecycle.on_close("processor", self._processor.close)
+        lifecycle.on_close("pulse", lambda deadline: self._leave(pulse, deadline))
+        lifecycle.on_close("device monitor", watch.close)
+        pulse.start()
+        watch.start()
+        self._processor.run(lifecycle.stopping)
+
+    def waiting(self) -> list[str]:
+        """What this worker waits for before it takes requests."""
+        steps = {"the warm-up": self._warm, "its group": self._processor.joined}
+        return [name for name, passed in steps.items() if not passed]
+
+    def alive(self) -> bool:
+        return not self._warm or self._processor.since_poll_s < _STUCK_S
+
+    def _pulse(self) -> None:
+        if self._infer.running_s > self._policy_timeout_s:
+            self._on_hang(f"the policy has not come back from a batch for {self._policy_timeout_s:.0f} s")
+        self._metrics.queue_depth.labels(self._policy.card.deployment).set(self._infer.depth)
+        if not self.waiting():
+            self._heartbeat.beat()
+
+    def _leave(self, pulse: Periodic, deadline: Deadline) -> None:
+        pulse.close(deadline)
+        self._heartbeat.leave()
+
+    def _fill_heartbeat(self, heartbeat: WorkerHeartbeat) -> None:
+        heartbeat.queue_depth = self._infer.depth
+        heartbeat.in_flight = self._processor.in_flight
+        heartbeat.max_batch = self._infer.max_batch
+        heartbeat.completed_total = self._publish.completed_total

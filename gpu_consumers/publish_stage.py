@@ -1,0 +1,218 @@
+"""Third stage: finish chunks, write completions, and call a record done once the broker has what it caused."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_consumers.completions import chunk_problem, completion_headers, rejected_completion, result_completion
+from gpu_consumers.jobs import Job
+from gpu_consumers.policies.contract import Policy, PolicyError
+from runtime.dead_letters import write_dead_letter
+from runtime.errors import Fatal, Poison, Retry, Unavailable
+from runtime.kafka import Record
+from runtime.lifecycle import Deadline
+from runtime.metrics import Metrics
+from runtime.publisher import Delivered, PublisherPort
+from schemas.codes import Code
+from schemas.messages import Completion
+from schemas.topics import RESULTS
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """A batch off the device. `run_again` takes back requests whose batch could not be finished together."""
+
+    jobs: Sequence[Job]
+    raw: Any
+    run_again: Callable[[Sequence[Job]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that ends without a chunk; `detail` says what to do."""
+
+    job: Job
+    code: str
+    detail: str
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that nothing can be made of. `done` is called once its letter is written."""
+
+    record: Record
+    error: Poison
+    done: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unacknowledged:
+    """A completion that the broker did not take."""
+
+    job: Job
+    completion: Completion
+
+
+_Item = Inferred | Refused | DeadLetter | _Unacknowledged
+
+
+class PublishStage:
+    """Retries for as long as Kafka is away: until then the record's offset is not committed."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        publisher: PublisherPort,
+        metrics: Metrics,
+        worker_id: str,
+        group: str,
+        fail: Callable[[BaseException], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy = policy
+        self._card = policy.card
+        self._publisher = publisher
+        self._metrics = metrics
+        self._worker_id = worker_id
+        self._group = group
+        self._fail = fail
+        self._clock = clock
+        self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._completed = 0
+        self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
+
+    @property
+    def completed_total(self) -> int:
+        """Completions that the broker has."""
+        return self._completed
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, item: _Item) -> None:
+        self._items.put(item)
+
+    def close(self, deadline: Deadline) -> None:
+        self._stop.set()
+        self._items.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=deadline.remaining_s)
+
+    def _run(self) -> None:
+        try:
+            while (item := self._items.get()) is not None:
+                with self._metrics.stage_duration.labels("gpu_publish").time():
+                    self._handle(item)
+        except Exception as error:
+            self._fail(error)
+
+    def _handle(self, item: _Item) -> None:
+        match item:
+            case Inferred():
+                self._finish(item)
+            case Refused(job, code, detail, field):
+                self._publish(job, rejected_completion(job, code, detail, field=field))
+            case DeadLetter():
+                self._bury(item)
+            case _Unacknowledged(job, completion):
+                self._stop.wait(_RETRY_S)
+                self._publish(job, completion)
+
+    def _finish(self, item: Inferred) -> None:
+        size = len(item.jobs)
+        try:
+            chunks = self._policy.finish(item.raw, size)
+            if len(chunks) != size:
+                raise ValueError(f"the policy gave {len(chunks)} chunks for {size} requests")
+        except Exception as error:
+            if size > 1:
+                log.warning("a batch of %d could not be finished: %r", size, error, extra={"action": "finish"})
+                item.run_again(item.jobs)
+                return
+            refused = isinstance(error, PolicyError)
+            if not refused:
+                log.exception("the policy's output could not be finished", extra={"action": "finish"})
+            job = item.jobs[0]
+            code, detail = (
+                (Code.POLICY_REFUSED, str(error))
+                if refused
+                else (Code.POLICY_FAILED, "the policy failed on this observation")
+            )
+            self._publish(job, rejected_completion(job, code, detail))
+            return
+        for job, chunk in zip(item.jobs, chunks, strict=True):
+            problem = chunk_problem(chunk, self._card)
+            if problem is not None:
+                log.error("%s", problem, extra={"action": "finish", "request_id": job.request.request_id})
+                self._publish(job, rejected_completion(job, Code.POLICY_FAILED, problem))
+                continue
+            completion = result_completion(
+                job,
+                chunk,
+                deployment=self._card.deployment,
+                revision=self._policy.revision,
+                worker_id=self._worker_id,
+                batch_size=size,
+            )
+            self._publish(job, completion)
+
+    def _publish(self, job: Job, completion: Completion) -> None:
+        """A result past its deadline never leaves: a stale action is not delivered as fresh."""
+        if completion.HasField("result") and job.deadline_s <= self._clock():
+            self._metrics.deadline_drops.labels("gpu_publish").inc()
+            completion = rejected_completion(job, Code.EXPIRED, "its deadline passed before its actions were ready")
+
+        def report(where: Delivered | None, error: Exception | None) -> None:
+            if where is not None:
+                self._completed += 1
+                job.done()
+            elif isinstance(error, Fatal):
+                self._fail(error)
+            else:
+                self._metrics.retries.labels("gpu_publish", type(error).__name__).inc()
+                self.put(_Unacknowledged(job, completion))
+
+        now_s = time.time()
+        completion.times.worker_published_us = int(now_s * 1e6)
+        try:
+            self._publisher.publish(
+                RESULTS,
+                completion.SerializeToString(),
+                key=job.request.robot_id.encode(),
+                headers=completion_headers(job, now_s=now_s),
+                partition=job.envelope.source.partition,
+                on_delivery=report,
+            )
+        except (Retry, Unavailable) as error:
+            report(None, error)
+
+    def _bury(self, item: DeadLetter) -> None:
+        try:
+            write_dead_letter(
+                self._publisher,
+                self._metrics,
+                item.record,
+                reason=item.error.reason,
+                stage="decode",
+                group=self._group,
+                error=item.error,
+            )
+        except (Retry, Unavailable) as error:
+            self._metrics.retries.labels("dead_letter", type(error).__name__).inc()
+            if not self._stop.wait(_RETRY_S):
+                self.put(item)
+            return
+        item.done()

@@ -1,0 +1,132 @@
+"""Apache Kafka as one KRaft node: broker and controller in one JVM."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+from runtime.stack.component import Command, Component, Say
+from runtime.stack.jars import jars, java
+from runtime.stack.layout import LOOPBACK, Layout, whole_or_absent
+
+COORDINATES = "org.apache.kafka:kafka_2.13:4.4.0"
+#: Kafka logs through slf4j and leaves the binding to log4j to its distribution. Resolved by itself: resolved together,
+#: its bill of materials overrules versions of Kafka's own jars.
+LOG_BINDING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"
+
+_LOGGING = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d{ISO8601} %p %c{1}: %m%n
+rootLogger.level = warn
+rootLogger.appenderRef.out.ref = out
+logger.server.name = kafka.server.KafkaRaftServer
+logger.server.level = info
+"""
+
+
+class Kafka(Component):
+    name = role = "kafka"
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._port = layout.port("kafka")
+        self._controller_port = layout.port("kafka-controller")
+        self._data = layout.data("kafka")
+        self._jars: list[Path] = []
+
+    @property
+    def bootstrap(self) -> str:
+        return f"{LOOPBACK}:{self._port}"
+
+    def prepare(self, say: Say) -> None:
+        self._jars = [*jars(COORDINATES, say), *jars(LOG_BINDING, say, alone=True)]
+        self._properties_file.write_text(self._properties(self._data))
+        self._logging_file.write_text(_LOGGING)
+        if not self._data.exists():
+            with whole_or_absent(self._data) as folder:
+                format_file = self._layout.data("kafka-format.properties")
+                format_file.write_text(self._properties(folder))
+                cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+                arguments = ["format", "--cluster-id", cluster_id, "--config", str(format_file)]
+                self._java("kafka.tools.StorageTool", arguments, heap_mb=128).run(log=self._layout.log("kafka"))
+                format_file.unlink()
+
+    def command(self) -> Command:
+        return self._java("kafka.Kafka", [str(self._properties_file)], heap_mb=512)
+
+    def is_ready(self) -> bool:
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        try:  # a client that is refused would log it
+            socket.create_connection((LOOPBACK, self._port), timeout=0.5).close()
+        except OSError:
+            return False
+        try:
+            return len(AdminClient({"bootstrap.servers": self.bootstrap}).list_topics(timeout=1).brokers) == 1
+        except KafkaException:
+            return False
+
+    @property
+    def _properties_file(self) -> Path:
+        return self._layout.data("kafka.properties")
+
+    @property
+    def _logging_file(self) -> Path:
+        return self._layout.data("kafka-log4j2.properties")
+
+    def _java(self, main: str, arguments: list[str], heap_mb: int) -> Command:
+        return Command(
+            [
+                java(),
+                f"-Xmx{heap_mb}m",
+                "-XX:+UseSerialGC",
+                "-XX:+ExitOnOutOfMemoryError",
+                "-Xshare:auto",
+                "-Djava.awt.headless=true",
+                f"-Dlog4j2.configurationFile={self._logging_file}",
+                "-cp",
+                ":".join(map(str, self._jars)),
+                main,
+                *arguments,
+            ]
+        )
+
+    def _properties(self, log_dirs: Path) -> str:
+        return "".join(
+            f"{name}={value}\n"
+            for name, value in {
+                "process.roles": "broker,controller",
+                "node.id": 1,
+                # A fixed voter, not one stored at formatting: the port may be another one at the next start.
+                "controller.quorum.voters": f"1@{LOOPBACK}:{self._controller_port}",
+                "controller.listener.names": "CONTROLLER",
+                "listeners": f"PLAINTEXT://{LOOPBACK}:{self._port},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+                "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self._port}",
+                "log.dirs": log_dirs,
+                "auto.create.topics.enable": "false",
+                "message.max.bytes": 2 * 1024 * 1024,
+                "group.initial.rebalance.delay.ms": 0,
+                "group.min.session.timeout.ms": 2000,
+                "offsets.topic.num.partitions": 4,
+                "offsets.topic.replication.factor": 1,
+                "transaction.state.log.num.partitions": 4,
+                "transaction.state.log.replication.factor": 1,
+                "transaction.state.log.min.isr": 1,
+                "share.coordinator.state.topic.num.partitions": 4,
+                "share.coordinator.state.topic.replication.factor": 1,
+                "share.coordinator.state.topic.min.isr": 1,
+                "num.network.threads": 2,
+                "num.io.threads": 4,
+                "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+                # After a kill the controller takes the broker back only when its old session has ended.
+                "broker.session.timeout.ms": 2000,
+                "broker.heartbeat.interval.ms": 500,
+                "controlled.shutdown.enable": "false",
+            }.items()
+        )

@@ -1,0 +1,279 @@
+"""The whole embedded stack as one object: servers, set-up steps, roles, and stack.json that tells where all of it is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from runtime.errors import Fatal
+from runtime.lifecycle import Deadline
+from runtime.stack.component import Command, Component, Say
+from runtime.stack.kafka import Kafka
+from runtime.stack.layout import Layout, read_json, write_json
+from runtime.stack.postgres import Postgres
+from runtime.stack.roles import ROLES, SETUP_STEPS, Role, RoleProcess, SetupStep
+from runtime.stack.s3 import S3
+from runtime.stack.supervisor import Supervisor
+from runtime.stack.valkey import Valkey
+
+_SERVERS_TIMEOUT_S = 60.0
+#: Part of the time for stopping that is kept for the servers, after the roles.
+_SERVERS_STOP_S = 10.0
+
+
+class Stack:
+    """Starts everything, keeps it running, and ends it.
+
+    One thread of the stack's own starts and watches all processes, as they end when the thread that started them
+    does: so a stack may be used from any thread, and nothing survives the program that made it.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        roles: Sequence[Role] = ROLES,
+        setup_steps: Sequence[SetupStep] = SETUP_STEPS,
+        env: Mapping[str, str] | None = None,
+        api_port: int = 8000,
+        say: Say = print,
+    ) -> None:
+        """`env` goes to every role and set-up step, above this program's environment and what the stack itself sets.
+
+        `api_port` is only preferred: where it is taken the API gets another one, told in stack.json.
+        """
+        self.layout = layout
+        self._roles = roles
+        self._setup_steps = setup_steps
+        self._env = dict(env or {})
+        self._api_port = api_port
+        self._say = say
+        self._lock: IO[str] | None = None
+        self._api_key: str | None = None
+        self._role_processes: list[RoleProcess] = []
+        self._supervisor = Supervisor(layout, say=say, on_change=self._write_stack_file)
+        self._stop = threading.Event()
+        self._at_once = threading.Event()
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._stop_timeout_s = 30.0
+        self._failure: BaseException | None = None
+
+    def start(self, timeout_s: float = 300.0) -> dict[str, Any]:
+        """Start everything and wait until it serves. Returns what stack.json says. Raises Fatal, with nothing left."""
+        self.layout.create()
+        self._lock = _take_lock(self.layout)
+        threading.Thread(target=self._run, args=(timeout_s,), name="stack", daemon=True).start()
+        try:
+            while not (self._started.wait(0.2) or self._ended.is_set()):
+                pass
+        except BaseException:
+            self.stop()
+            raise
+        if self._failure is not None:
+            self._ended.wait()
+            raise self._failure
+        return dict(read_json(self.layout.stack_file))
+
+    def wait(self) -> None:
+        """Until everything has ended. Raises Fatal if that was not asked for."""
+        while not self._ended.wait(1.0):
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+    def request_stop(self) -> None:
+        """Begin to end: the roles in the order of the flow, so that each finishes what the one before sent on.
+
+        Called a second time, end everything at once. May be called from a signal handler.
+        """
+        if self._stop.is_set():
+            self._at_once.set()
+        self._stop.set()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """End everything in order, by SIGKILL what is not gone after `timeout_s`, and return when it is gone."""
+        self._stop_timeout_s = timeout_s
+        self._stop.set()
+        self._ended.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self, timeout_s: float) -> None:
+        try:
+            deadline = Deadline(timeout_s)
+            self._supervisor.end_orphans()
+            self.layout.stack_file.unlink(missing_ok=True)
+            self._start_servers(deadline)
+            self._set_up()
+            self._start_roles(deadline)
+            self._started.set()
+            while not self._stop.wait(0.05):
+                self._supervisor.tick()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        try:
+            deadline = Deadline(self._stop_timeout_s)
+            roles_deadline = Deadline(max(self._stop_timeout_s - _SERVERS_STOP_S, 0))
+            names = dict.fromkeys(process.role for process in self._role_processes)
+            stages = [[p for p in self._role_processes if p.role == name] for name in names]
+            self._supervisor.stop(stages, roles_deadline, self._at_once)
+            servers = [component for component, _ in self._supervisor.running]
+            self._supervisor.stop([servers], deadline, self._at_once)
+            self.layout.stack_file.unlink(missing_ok=True)
+            if self._lock is not None:
+                self._lock.close()
+        except BaseException as error:
+            self._failure = self._failure or error
+        finally:
+            self._ended.set()
+
+    def _start_servers(self, deadline: Deadline) -> None:
+        self._kafka = Kafka(self.layout)
+        self._postgres = Postgres(self.layout)
+        self._valkey = Valkey(self.layout)
+        self._s3 = S3(self.layout)
+        servers: list[Component] = [self._kafka, self._postgres, self._valkey, self._s3]
+        preparations = [_Preparation(server, self._say) for server in servers]
+        while preparations:
+            for preparation in [p for p in preparations if p.is_done]:
+                preparations.remove(preparation)
+                preparation.raise_failure()
+                self._supervisor.add(preparation.component)
+            if deadline.passed or self._stop.is_set():
+                raise Fatal("stopped, or out of time, while the servers were being prepared")
+            self._stop.wait(0.02)
+        self._supervisor.wait_ready(servers, Deadline(min(_SERVERS_TIMEOUT_S, deadline.remaining_s)), self._stop)
+
+    def _set_up(self) -> None:
+        env = self._shared_env()
+        log_file = self.layout.log("setup")
+        for step in self._setup_steps:
+            self._supervisor.tick()
+            command = Command(step.argv, env=env | {"LOG_FORMAT": "text"})
+            began_s = time.monotonic()
+            if step.makes_secret is None:
+                command.run(log=log_file)
+            else:
+                secret = self.layout.secret(
+                    step.makes_secret, lambda command=command: command.run(log=log_file, capture=True).split()[-1]
+                )
+                if step.makes_secret == "api_key":
+                    self._api_key = secret
+            self._say(f"{step.name} set up in {time.monotonic() - began_s:.1f} s")
+
+    def _start_roles(self, deadline: Deadline) -> None:
+        env = self._shared_env()
+        self._role_processes = [
+            RoleProcess(self.layout, role, instance, env, self._api_port)
+            for role in self._roles
+            for instance in range(role.count)
+        ]
+        for process in self._role_processes:
+            process.prepare(self._say)
+            self._supervisor.add(process)
+        self._supervisor.wait_ready(self._role_processes, deadline, self._stop)
+
+    def _shared_env(self) -> dict[str, str]:
+        s3 = self._s3.settings
+        return {
+            "KAFKA_BOOTSTRAP_SERVERS": self._kafka.bootstrap,
+            "DATABASE_URL": self._postgres.dsn,
+            "REDIS_URL": self._valkey.url,
+            "ENABLE_S3_STORAGE": "true",
+            "S3_ENDPOINT": s3.endpoint,
+            "S3_BUCKET": s3.bucket,
+            "S3_ACCESS_KEY": s3.access_key,
+            "S3_SECRET_KEY": s3.secret_key,
+            "STACK_FILE": str(self.layout.stack_file.resolve()),
+            "LOG_FORMAT": "json",
+            "FLEETS": "demo",
+            **self._env,
+        }
+
+    def _write_stack_file(self) -> None:
+        if self._stop.is_set() or not self._role_processes:
+            return
+        api = next((process.url for process in self._role_processes if process.role == "api"), None)
+        write_json(
+            self.layout.stack_file,
+            {
+                "api": api,
+                "kafka": self._kafka.bootstrap,
+                "database": self._postgres.dsn,
+                "redis": self._valkey.url,
+                "s3": asdict(self._s3.settings),
+                "api_key": self._api_key,
+                "supervisor_pid": os.getpid(),
+                "processes": [
+                    {"role": component.role, "pid": pid, "metrics": component.metrics_url}
+                    for component, pid in self._supervisor.running
+                ],
+            },
+        )
+
+
+class _Preparation:
+    """A component's `prepare` in a thread of its own, which does not keep the program from ending."""
+
+    def __init__(self, component: Component, say: Say) -> None:
+        self.component = component
+        self._say = say
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"prepare-{component.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            self.component.prepare(self._say)
+        except BaseException as error:
+            self._failure = error
+
+
+def _take_lock(layout: Layout) -> IO[str]:
+    """The lock of this folder; the system gives it back when the program ends, however that happens."""
+    lock = layout.lock_file.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise Fatal(f"a stack already runs in {layout.folder}: `vlastream ps` shows it") from error
+    return lock
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a supervisor holds this folder now."""
+    layout = Layout(folder)
+    if not layout.lock_file.exists():
+        return False
+    try:
+        _take_lock(layout).close()
+    except Fatal:
+        return True
+    return False

@@ -1,0 +1,61 @@
+"""A sink as a process: its clients, its status port, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from runtime.kafka import build_consumer, build_producer
+from runtime.lifecycle import Lifecycle
+from runtime.metrics import Metrics
+from runtime.publisher import Publisher
+from runtime.settings import Settings
+from runtime.status_server import StatusServer
+from sinks.flow import Decode, Flow, Store
+from sinks.marks import Limits
+
+RowT = TypeVar("RowT")
+
+
+def serve(
+    settings: Settings,
+    *,
+    name: str,
+    topics: Sequence[str],
+    decode: Decode[RowT],
+    store: Callable[[Metrics], Store[RowT]],
+    close_store: Callable[[], None],
+    limits: Limits,
+    total_bytes: int,
+) -> int:
+    """Run until a signal; returns the process's exit status. `name` is that of the consumer group too."""
+    metrics = Metrics()
+    lifecycle = Lifecycle(settings.shutdown_timeout_s)
+    client_id = f"{name}-{settings.role_instance}"
+    lifecycle.on_close("store", lambda deadline: close_store())
+    publisher = Publisher(build_producer(settings, client_id), metrics)
+    lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
+    flow: Flow[RowT] = Flow(
+        name=name,
+        consumer=build_consumer(settings, client_id, group=name),
+        topics=topics,
+        decode=decode,
+        store=store(metrics),
+        limits=limits,
+        total_bytes=total_bytes,
+        publisher=publisher,
+        metrics=metrics,
+    )
+    status = StatusServer(
+        host=settings.host, port=settings.metrics_port, metrics=metrics, waiting=flow.waiting, alive=flow.alive
+    )
+    lifecycle.on_close("status", status.close)
+    lifecycle.on_close("consumer", flow.close)
+    with lifecycle.signals():
+        try:
+            flow.run(lifecycle.stopping)
+            lifecycle.on_close("drain", flow.drain)
+        except Exception as error:
+            # Nothing is drained: what failed is read again from the marks.
+            lifecycle.fail(error)
+        return lifecycle.close()
