@@ -79,7 +79,7 @@ def test_a_good_request_is_routed_with_the_sizes_of_its_images() -> None:
     ("changes", "code", "field", "reason"),
     [
         ({"request_id": "7"}, Code.INVALID_REQUEST, "request_id", "not_a_uuid"),
-        ({"request_id": "１" * 32}, Code.INVALID_REQUEST, "request_id", "not_a_uuid"),
+        ({"request_id": "\uff11" * 32}, Code.INVALID_REQUEST, "request_id", "not_a_uuid"),
         ({"robot_id": ""}, Code.INVALID_REQUEST, "robot_id", "malformed"),
         ({"robot_id": "a\r\nb"}, Code.INVALID_REQUEST, "robot_id", "malformed"),
         ({"episode_id": "e" * 129}, Code.INVALID_REQUEST, "episode_id", "malformed"),
@@ -185,7 +185,9 @@ def test_raw_pixels_pass_like_any_picture() -> None:
     assert finding.reason == ""
 
 
-@given(st.binary(max_size=300), st.sampled_from([JPEG, PNG]), st.sampled_from([b"", GOOD_JPEG[:40], b"\x89PNG\r\n\x1a\n"]))
+@given(
+    st.binary(max_size=300), st.sampled_from([JPEG, PNG]), st.sampled_from([b"", GOOD_JPEG[:40], b"\x89PNG\r\n\x1a\n"])
+)
 def test_no_bytes_make_the_examination_raise(data: bytes, encoding: ImageEncoding.ValueType, start: bytes) -> None:
     assert examine(image(start + data, encoding)).reason
 

@@ -169,7 +169,9 @@ def test_the_previous_chunk_is_one_of_an_earlier_request_only() -> None:
     log = log_of(store)
     source = Source("vla.requests.v1", 0, 5)
     actions = ActionMatrix(horizon=1, dim=2, values=[0.5, 0.25])
-    log.table.remember_chunk("customer", "arm-1", last_chunk(actions, source=source, episode_id="e", deployment="d", at_ms=1))
+    log.table.remember_chunk(
+        "customer", "arm-1", last_chunk(actions, source=source, episode_id="e", deployment="d", at_ms=1)
+    )
     for table in (log.table, log_of(store).table):
         assert table.chunk_before("customer", "arm-1", Source("vla.requests.v1", 0, 5)) is None
         assert table.chunk_before("customer", "arm-1", Source("vla.requests.north.v1", 0, 9)) is None
@@ -192,7 +194,12 @@ class TableAcrossRestarts(RuleBasedStateMachine):
         self.outcome: dict[str, int] = {}  # row id -> offset
         self.next_outcome = 0
 
-    @rule(target=sent, request_id=st.sampled_from("pqr"), content=st.sampled_from(["one", "two"]), wait=st.integers(0, 400_000))
+    @rule(
+        target=sent,
+        request_id=st.sampled_from("pqr"),
+        content=st.sampled_from(["one", "two"]),
+        wait=st.integers(0, 400_000),
+    )
     def send(self, request_id: str, content: str, wait: int) -> tuple[str, RequestRecord]:
         self.log.now_ms += wait
         row_id, record = self.log.append(request_id=request_id, content=content)

@@ -44,7 +44,9 @@ def current_fields() -> dict[str, dict[str, str]]:
 
 
 def _type(field: Field) -> str:
-    names = {value: name.removeprefix("TYPE_").lower() for name, value in vars(Field).items() if name.startswith("TYPE_")}
+    names = {
+        value: name.removeprefix("TYPE_").lower() for name, value in vars(Field).items() if name.startswith("TYPE_")
+    }
     kind = field.message_type or field.enum_type
     return str(kind.full_name) if kind is not None else names[field.type]
 
