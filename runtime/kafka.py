@@ -64,8 +64,8 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 1000,
         "socket.nagle.disable": True,
         "allow.auto.create.topics": False,
-        # Otherwise librdkafka writes its own lines to standard error.
-        "log_level": 3,
+        # librdkafka writes a line to standard error at each failed connection; what fails is told by exceptions.
+        "log_level": 2,
     }
 
 
@@ -145,11 +145,18 @@ def partition_count(consumer: Consumer, topic: str, timeout_s: float = 5.0) -> i
 
 
 def end_positions(consumer: Consumer, topic: str, timeout_s: float = 5.0) -> dict[int, int]:
-    """End offset of every partition of a topic."""
-    ends = {}
+    """End offset of every partition of a topic. Raises as `partition_count` does."""
+    end = time.monotonic() + timeout_s
+    ends: dict[int, int] = {}
     for partition in range(partition_count(consumer, topic, timeout_s)):
-        _, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
-        ends[partition] = high
+        while partition not in ends:
+            try:
+                ends[partition] = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=1.0)[1]
+            except KafkaException as error:
+                # A partition that was just created, or whose broker just came back, has no leader for a moment.
+                if time.monotonic() >= end:
+                    raise Unavailable(f"{topic}/{partition} cannot be read: {error.args[0].str()}") from error
+                time.sleep(0.05)
     return ends
 
 

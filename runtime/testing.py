@@ -202,6 +202,8 @@ class InMemoryConsumer:
         self._position: dict[_Place, int] = {}
         self._paused: set[_Place] = set()
         self._reports: deque[tuple[KafkaError | None, list[TopicPartition]]] = deque()
+        #: Whether `on_assign` was called since joining; the real one is called even for an empty assignment.
+        self._announced = False
         self._manual = False
         self._fenced = False
         self._closed = False
@@ -348,7 +350,7 @@ class InMemoryConsumer:
             for place, owner in group.target.items()
             if owner is self and place not in self._position and not any(place in o.owned for o in others)
         ]
-        return (give, take) if give or take else None
+        return (give, take) if give or take or not self._announced else None
 
     def _call_back(self) -> None:
         """Callbacks run without the broker's lock, because they may wait for other clients."""
@@ -367,9 +369,10 @@ class InMemoryConsumer:
                 self._drop(give)
         if self._fenced:
             with self._broker.changed:
-                self._fenced = False
+                self._fenced = self._announced = False
                 self._broker.join(self)
-        elif take:
+        elif take or not self._announced:
+            self._announced = True
             self._on_assign(self, [TopicPartition(*place) for place in take])
             with self._broker.changed:
                 self._position.update({place: self._resolve(place, OFFSET_INVALID) for place in take})

@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from runtime.stack.component import Component, tail
-from runtime.stack.kafka import Kafka
+from runtime.stack.kafka import QUICK_START, Kafka
 from runtime.stack.layout import Layout
 from runtime.stack.postgres import Postgres
 from runtime.stack.s3 import S3, S3Settings
@@ -86,7 +86,7 @@ def server_layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 @pytest.fixture(scope="session")
 def kafka_bootstrap(server_layout: Layout) -> Iterator[str]:
     """`host:port` of a Kafka without topics of ours. Tests share it: give topics and groups names of your own."""
-    kafka = Kafka(server_layout)
+    kafka = Kafka(server_layout, QUICK_START)
     with running(kafka, server_layout):
         yield kafka.bootstrap
 

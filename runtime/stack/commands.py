@@ -24,7 +24,7 @@ from runtime.stack.stack import Stack, is_running
 FOLDER = Path(".vlastream")
 #: Last line on the progress pipe of a background start that went well.
 _UP = "up"
-_STOP_TIMEOUT_S = 45.0
+_STOP_TIMEOUT_S = 75.0
 
 
 def _print(line: str) -> None:
@@ -100,7 +100,7 @@ def _start_in_background(layout: Layout, api_port: int, say: Say) -> None:
         raise Fatal("interrupted; the stack was stopped") from None
     if last != _UP:
         supervisor.wait()
-        raise Fatal(f"the stack did not start; the supervisor's log is {layout.log('supervisor')}")
+        raise Fatal(f"the stack did not start; all that was told is in {layout.log('supervisor')}")
     # It outlives this program on purpose.
     supervisor.returncode = 0
     _describe(layout, say)

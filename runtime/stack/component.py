@@ -24,6 +24,10 @@ class Command:
     #: User id to run as; None: that of the stack.
     uid: int | None = None
 
+    def __str__(self) -> str:
+        line = " ".join(self.argv)
+        return line if len(line) <= 120 else f"{line[:80]} ... {self.argv[-1]}"
+
     def spawn(
         self, *, log: Path, dies_by: signal.Signals, stdin: int = subprocess.DEVNULL, stdout: int | None = None
     ) -> subprocess.Popen[bytes]:
@@ -53,7 +57,7 @@ class Command:
         with self.spawn(log=log, dies_by=signal.SIGKILL, stdin=subprocess.PIPE, stdout=stdout) as process:
             output, _ = process.communicate(stdin)
         if process.returncode:
-            raise Fatal(f"{' '.join(self.argv)} failed with status {process.returncode}:\n{tail(log)}")
+            raise Fatal(f"{self} failed with status {process.returncode}:\n{tail(log)}")
         return (output or b"").decode()
 
 

@@ -55,10 +55,11 @@ def _resolve(coordinates: str, say: Say, alone: bool) -> list[Path]:
         artifacts = jgo.resolve(coordinates)
     paths: list[Path] = []
     for number, artifact in enumerate(artifacts, 1):
+        cached = artifact.cached_path
         # jgo writes in place: a download that was cut off lies there as if it were whole.
-        if artifact.cached_path.exists() and not zipfile.is_zipfile(artifact.cached_path):
-            artifact.cached_path.unlink()
-        if not artifact.cached_path.exists():
+        if cached is not None and cached.exists() and not zipfile.is_zipfile(cached):
+            cached.unlink()
+        if cached is None or not cached.exists():
             say(f"fetching {artifact.filename} ({number} of {len(artifacts)})")
         path = Path(artifact.resolve())
         if not zipfile.is_zipfile(path):

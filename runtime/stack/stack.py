@@ -1,4 +1,4 @@
-"""The whole embedded stack as one object: servers, set-up steps, roles, and stack.json that tells where all of it is."""
+"""The whole embedded stack as one object: servers, set-up steps, roles, and the stack.json that describes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -23,7 +24,7 @@ from runtime.stack.s3 import S3
 from runtime.stack.supervisor import Supervisor
 from runtime.stack.valkey import Valkey
 
-_SERVERS_TIMEOUT_S = 60.0
+_SERVERS_TIMEOUT_S = 120.0
 #: Part of the time for stopping that is kept for the servers, after the roles.
 _SERVERS_STOP_S = 10.0
 
@@ -63,7 +64,7 @@ class Stack:
         self._at_once = threading.Event()
         self._started = threading.Event()
         self._ended = threading.Event()
-        self._stop_timeout_s = 30.0
+        self._stop_timeout_s = 60.0
         self._failure: BaseException | None = None
 
     def start(self, timeout_s: float = 300.0) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class Stack:
             self._at_once.set()
         self._stop.set()
 
-    def stop(self, timeout_s: float = 30.0) -> None:
+    def stop(self, timeout_s: float = 60.0) -> None:
         """End everything in order, by SIGKILL what is not gone after `timeout_s`, and return when it is gone."""
         self._stop_timeout_s = timeout_s
         self._stop.set()
@@ -152,7 +153,9 @@ class Stack:
         self._valkey = Valkey(self.layout)
         self._s3 = S3(self.layout)
         servers: list[Component] = [self._kafka, self._postgres, self._valkey, self._s3]
+        self._servers = servers
         preparations = [_Preparation(server, self._say) for server in servers]
+        began_s = told_s = time.monotonic()
         while preparations:
             for preparation in [p for p in preparations if p.is_done]:
                 preparations.remove(preparation)
@@ -160,6 +163,10 @@ class Stack:
                 self._supervisor.add(preparation.component)
             if deadline.passed or self._stop.is_set():
                 raise Fatal("stopped, or out of time, while the servers were being prepared")
+            if time.monotonic() - told_s >= 2.0:
+                told_s = time.monotonic()
+                names = ", ".join(preparation.component.name for preparation in preparations)
+                self._say(f"preparing {names} ({told_s - began_s:.0f} s)")
             self._stop.wait(0.02)
         self._supervisor.wait_ready(servers, Deadline(min(_SERVERS_TIMEOUT_S, deadline.remaining_s)), self._stop)
 
@@ -170,15 +177,15 @@ class Stack:
             self._supervisor.tick()
             command = Command(step.argv, env=env | {"LOG_FORMAT": "text"})
             began_s = time.monotonic()
+            self._say(f"setting up: {step.name}")
             if step.makes_secret is None:
                 command.run(log=log_file)
             else:
-                secret = self.layout.secret(
-                    step.makes_secret, lambda command=command: command.run(log=log_file, capture=True).split()[-1]
-                )
+                make = partial(_last_word, command, log_file)
+                secret = self.layout.secret(step.makes_secret, make)
                 if step.makes_secret == "api_key":
                     self._api_key = secret
-            self._say(f"{step.name} set up in {time.monotonic() - began_s:.1f} s")
+            self._say(f"{step.name}: set up in {time.monotonic() - began_s:.1f} s")
 
     def _start_roles(self, deadline: Deadline) -> None:
         env = self._shared_env()
@@ -213,6 +220,7 @@ class Stack:
         if self._stop.is_set() or not self._role_processes:
             return
         api = next((process.url for process in self._role_processes if process.role == "api"), None)
+        pids = {component.name: pid for component, pid in self._supervisor.running}
         write_json(
             self.layout.stack_file,
             {
@@ -224,8 +232,9 @@ class Stack:
                 "api_key": self._api_key,
                 "supervisor_pid": os.getpid(),
                 "processes": [
-                    {"role": component.role, "pid": pid, "metrics": component.metrics_url}
-                    for component, pid in self._supervisor.running
+                    {"role": component.role, "pid": pids[component.name], "metrics": component.metrics_url}
+                    for component in (*self._servers, *self._role_processes)
+                    if component.name in pids
                 ],
             },
         )
@@ -254,6 +263,14 @@ class _Preparation:
             self.component.prepare(self._say)
         except BaseException as error:
             self._failure = error
+
+
+def _last_word(command: Command, log_file: Path) -> str:
+    """What the command prints last: a new secret, which must not get into the log."""
+    words = command.run(log=log_file, capture=True).split()
+    if not words:
+        raise Fatal(f"{command} printed nothing; its log is {log_file}")
+    return words[-1]
 
 
 def _take_lock(layout: Layout) -> IO[str]:

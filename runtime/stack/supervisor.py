@@ -110,11 +110,15 @@ class Supervisor:
             stop.wait(_TICK_S)
 
     def stop(self, stages: Sequence[Sequence[Component]], deadline: Deadline, at_once: Event) -> None:
-        """End the stages one after the other, each by its stop signal, then by SIGKILL once the deadline has passed."""
-        for stage in stages:
+        """End the stages one after the other, each by its stop signal.
+
+        A stage that does not end within its even share of the time left is killed; so one that hangs leaves time for
+        those behind it.
+        """
+        for left, stage in zip(range(len(stages), 0, -1), stages, strict=True):
             leaving = [w for w in self._watched if w.component in stage]
             self._watched = [w for w in self._watched if w.component not in stage]
-            self._end(leaving, deadline, at_once)
+            self._end(leaving, Deadline(deadline.remaining_s / left), at_once)
             self._on_change()
         self._record()
 
