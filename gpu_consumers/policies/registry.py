@@ -1,0 +1,25 @@
+"""Policies by the name that a model card uses. Code is named as a string: torch is imported only by who needs it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from gpu_consumers.policies.contract import Policy
+from runtime.errors import Fatal
+from schemas.cards import ModelCard
+
+_POLICIES = {
+    "pi0": "gpu_consumers.policies.pi0:PI0Policy",
+    "deterministic": "gpu_consumers.policies.deterministic:DeterministicPolicy",
+}
+
+
+def load_policy(card: ModelCard, device: str) -> Policy:
+    """Build a card's policy with its weights on `device` ("cpu", "cuda:0"). Raises Fatal with what to do."""
+    target = _POLICIES.get(card.policy)
+    if target is None:
+        known = ", ".join(sorted(_POLICIES))
+        raise Fatal(f"deployment {card.deployment} wants policy {card.policy!r}; known are: {known}")
+    module, _, name = target.partition(":")
+    return cast(Policy, getattr(importlib.import_module(module), name)(card, device))
