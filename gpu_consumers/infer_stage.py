@@ -81,9 +81,7 @@ class InferStage:
 
     def run_again(self, jobs: Sequence[Job]) -> None:
         """Run these one by one: something went wrong while they were together."""
-        with self._arrived:
-            self._again.extend([job] for job in jobs)
-            self._arrived.notify()
+        self._first([[job] for job in jobs])
 
     def close(self, deadline: Deadline) -> None:
         with self._arrived:
@@ -152,11 +150,16 @@ class InferStage:
             log.warning("out of memory at a batch of %d: at most %d from now on", len(batch), half)
             with self._arrived:
                 self._queue.limit_batch(half)
-                self._again.extend([batch[:half], batch[half : 2 * half]])
-                self._again.extend([job] for job in batch[2 * half :])
+            self._first([batch[start : start + half] for start in range(0, len(batch), half)])
         else:
             log.warning("a batch of %d failed, running it one by one: %r", len(batch), error, extra={"action": "infer"})
             self.run_again(batch)
+
+    def _first(self, batches: list[list[Job]]) -> None:
+        """Run these next, in this order: nothing of their robots may overtake them."""
+        with self._arrived:
+            self._again.extendleft(reversed(batches))
+            self._arrived.notify()
 
     def _refuse_expired(self, jobs: list[Job]) -> None:
         for job in jobs:

@@ -119,7 +119,7 @@ class Worker:
         for stage in (self._publish, self._infer, self._fetch):
             stage.start()
             lifecycle.on_close(type(stage).__name__, stage.close)
-        lifecycle.on_close("processor", self._processor.close)
+        lifecycle.on_close("processor", self._stop_intake)
         lifecycle.on_close("pulse", lambda deadline: self._leave(pulse, deadline))
         lifecycle.on_close("device monitor", watch.close)
         pulse.start()
@@ -131,22 +131,31 @@ class Worker:
         steps = {"the warm-up": self._warm, "its group": self._processor.joined}
         return [name for name, passed in steps.items() if not passed]
 
+    @property
+    def queue_depth(self) -> int:
+        """Requests that wait for the device."""
+        return self._infer.depth
+
     def alive(self) -> bool:
         return not self._warm or self._processor.since_poll_s < _STUCK_S
 
     def _pulse(self) -> None:
         if self._infer.running_s > self._policy_timeout_s:
             self._on_hang(f"the policy has not come back from a batch for {self._policy_timeout_s:.0f} s")
-        self._metrics.queue_depth.labels(self._policy.card.deployment).set(self._infer.depth)
+        self._metrics.queue_depth.labels(self._policy.card.deployment).set(self.queue_depth)
         if not self.waiting():
             self._heartbeat.beat()
+
+    def _stop_intake(self, deadline: Deadline) -> None:
+        """Drain and commit. After a failure nothing is waited for: what is in flight is read again."""
+        self._processor.close(deadline if self._lifecycle.failure is None else Deadline(0.0))
 
     def _leave(self, pulse: Periodic, deadline: Deadline) -> None:
         pulse.close(deadline)
         self._heartbeat.leave()
 
     def _fill_heartbeat(self, heartbeat: WorkerHeartbeat) -> None:
-        heartbeat.queue_depth = self._infer.depth
+        heartbeat.queue_depth = self.queue_depth
         heartbeat.in_flight = self._processor.in_flight
         heartbeat.max_batch = self._infer.max_batch
         heartbeat.completed_total = self._publish.completed_total

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from confluent_kafka import Message, TopicPartition
-from confluent_kafka.admin import NewTopic
+from confluent_kafka.cimpl import NewTopic
 
 from runtime.kafka import build_admin, build_consumer, build_producer, check_consumed
 from runtime.metrics import Metrics
@@ -72,7 +72,7 @@ class RealKafka:
         return name
 
     def consumer(self, group: str, on_commit: OnCommit | None = None) -> Any:
-        overrides = {} if on_commit is None else {"on_commit": on_commit}
+        overrides: dict[str, Any] = {} if on_commit is None else {"on_commit": on_commit}
         return build_consumer(self.settings, f"contract-{next(self._clients)}", group=group, **overrides)
 
     def close(self) -> None:

@@ -270,15 +270,20 @@ def test_a_rebalance_loses_nothing_and_hands_over_only_what_is_done(broker: Brok
     second = Member(broker, group, topic, Gathering())
     # The first member gives nothing up before its records are done, and then nothing of them is done again.
     first.handler.release()
-    assert eventually(lambda: second.processor.joined)
-    publish(broker, topic, numbered(40, 4))
-    expected = {(number, offset) for number in range(4) for offset in range(60)}
+    rounds = 0
+
+    def one_more_round() -> None:
+        nonlocal rounds
+        rounds += 1
+        publish(broker, topic, numbered(4, 4))
+
     try:
+        assert eventually(lambda: bool(second.handler.seen), one_more_round)
+        ends = 50 + rounds
+        expected = {(number, offset) for number in range(4) for offset in range(ends)}
         assert eventually(lambda: {*first.handler.seen, *second.handler.seen} == expected)
     finally:
         first.stop()
         second.stop()
-    counts = Counter([*first.handler.seen, *second.handler.seen])
-    assert max(counts.values()) == 1
-    assert second.handler.seen
-    assert committed(broker, group, topic, 4) == [60, 60, 60, 60]
+    assert max(Counter([*first.handler.seen, *second.handler.seen]).values()) == 1
+    assert committed(broker, group, topic, 4) == [ends] * 4
