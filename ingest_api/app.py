@@ -1,0 +1,185 @@
+"""The HTTP surface: which path leads to what. Everything that it needs is handed in."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+import orjson
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+
+from ingest_api import history, monitoring, openapi, problems
+from ingest_api.counting import InferenceCounts
+from ingest_api.federation import Target, merge, scrape
+from ingest_api.gateway import Gateway
+from ingest_api.health import Health
+from ingest_api.history import History
+from ingest_api.inference import InferenceRoute
+from ingest_api.keys import KeyRing
+from ingest_api.middleware import Measured
+from ingest_api.safety import SafetyRoute
+from runtime.metrics import CONTENT_TYPE, Metrics
+from runtime.settings import Settings
+from runtime.workers import LiveWorkers
+from schemas.cards import CardSet
+
+TITLE = "vlastream"
+_DESCRIPTION = "Actions for robots from vision-language-action models. Every error is a problem document (RFC 9457)."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the routes stand on."""
+
+    cards: CardSet
+    metrics: Metrics
+    gateway: Gateway
+    keys: KeyRing
+    workers: LiveWorkers
+    history: History
+    health: Health
+    federate_targets: Callable[[], list[Target]]
+
+
+def create_app(settings: Settings, services: Services) -> FastAPI:
+    """The ASGI application. Routes take no key but those of a customer's own data and work."""
+    scraper = httpx.AsyncClient(trust_env=False)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with scraper:
+            yield
+
+    app = FastAPI(
+        title=TITLE,
+        version=_version(),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    problems.install(app)
+    app.add_middleware(Measured, metrics=services.metrics)
+    app.include_router(_work(settings, services))
+    app.include_router(history.build_router(services.keys, services.history))
+    app.include_router(monitoring.build_router(services.cards, services.workers))
+    app.include_router(_operation(services, scraper))
+    app.openapi = partial(_document, app)  # type: ignore[method-assign]
+    return app
+
+
+def _work(settings: Settings, services: Services) -> APIRouter:
+    """What customers come for."""
+    router = APIRouter()
+    inference = InferenceRoute(
+        settings=settings,
+        cards=services.cards,
+        gateway=services.gateway,
+        keys=services.keys,
+        workers=services.workers,
+        counts=InferenceCounts(services.metrics, services.cards),
+    )
+    router.add_api_route(
+        "/v1/inference",
+        inference.post,
+        methods=["POST"],
+        tags=["inference"],
+        summary="Actions for one observation",
+        response_class=Response,
+        responses={
+            **openapi.json_answer("ActionChunk", "an action chunk that passed the action gate"),
+            **openapi.problems(400, 401, 403, 404, 409, 413, 422, 423, 429, 500, 503, 504),
+        },
+        openapi_extra=openapi.inference_body(),
+    )
+    safety = SafetyRoute(settings=settings, cards=services.cards, keys=services.keys)
+    router.add_api_route(
+        "/v1/safety/evaluate",
+        safety.post,
+        methods=["POST"],
+        tags=["safety"],
+        summary="The action gate's verdict on actions of your own",
+        response_class=Response,
+        responses={
+            **openapi.json_answer("SafetyReport", "the actions may be executed; `safety` holds this report"),
+            **openapi.problems(400, 401, 413, 422),
+        },
+        openapi_extra=openapi.safety_body(services.cards),
+    )
+    return router
+
+
+def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
+    """What operators and their machines ask."""
+    router = APIRouter(tags=["operation"])
+    metrics, health = services.metrics, services.health
+
+    @router.get("/", summary="Name, version and where things are")
+    async def index() -> dict[str, Any]:
+        paths = {
+            "docs": "/docs", "openapi": "/openapi.json", "inference": "/v1/inference", "models": "/v1/models",
+            "safety": "/v1/safety/evaluate", "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
+            "health": "/health", "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
+        }  # fmt: skip
+        return {"name": TITLE, "version": _version(), "links": paths}
+
+    @router.get("/livez", summary="Whether this process runs")
+    async def livez() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="Whether this process takes requests", responses={503: {"description": "not yet"}})
+    async def readyz() -> Response:
+        reasons = health.waiting_for()
+        body = {"status": "waiting" if reasons else "ready", "waiting_for": reasons}
+        return _json(body, 503 if reasons else 200)
+
+    @router.get("/health", summary="Every server behind this API", responses={503: {"description": "down"}})
+    async def full_health() -> Response:
+        status, body = await health.report()
+        return _json(body, status)
+
+    @router.get("/metrics", summary="This process's metrics", response_class=Response)
+    async def own_metrics() -> Response:
+        monitoring.set_gauges(metrics, services.cards, services.workers)
+        return _exposition(metrics.exposition())
+
+    @router.get("/metrics/federate", summary="The metrics of every role", response_class=Response)
+    async def federate() -> Response:
+        targets = await asyncio.to_thread(services.federate_targets)
+        scraped = await scrape(targets, scraper)
+        return _exposition(await asyncio.to_thread(merge, scraped))
+
+    return router
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        own = openapi.components()
+        parts = document.setdefault("components", {})
+        for name, content in own.items():
+            parts.setdefault(name, {}).update(content)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _json(body: object, status: int) -> Response:
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+
+
+def _exposition(content: bytes) -> Response:
+    return Response(content, headers={"content-type": CONTENT_TYPE})
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("vlastream")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

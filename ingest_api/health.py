@@ -1,0 +1,90 @@
+"""GET /health: every server behind this API, with its state and how long it took to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.errors import VlastreamError
+from runtime.metrics import Metrics
+from runtime.workers import LiveWorkers
+from schemas.cards import CardSet
+
+_PROBE_TIMEOUT_S = 4.0
+#: /health needs no key, so what it found is kept for a moment.
+_KEPT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A server; `probe` blocks and raises if it does not answer. Without a vital one nothing can be answered."""
+
+    probe: Callable[[], None]
+    vital: bool
+    #: What is lost while it is away.
+    without: str
+
+
+class Health:
+    def __init__(
+        self,
+        *,
+        dependencies: Mapping[str, Dependency],
+        waiting_for: Callable[[], list[str]],
+        workers: LiveWorkers,
+        cards: CardSet,
+        metrics: Metrics,
+    ) -> None:
+        self._dependencies = dependencies
+        self._waiting_for = waiting_for
+        self._workers = workers
+        self._cards = cards
+        self._metrics = metrics
+        self._lock = asyncio.Lock()
+        self._found: dict[str, Any] = {}
+        self._found_at = float("-inf")
+
+    def waiting_for(self) -> list[str]:
+        """What this process waits for before it can answer; empty when ready."""
+        return self._waiting_for()
+
+    async def report(self) -> tuple[int, dict[str, Any]]:
+        """HTTP status and body: `ok` and `degraded` are 200, `down` is 503."""
+        async with self._lock:
+            if time.monotonic() - self._found_at >= _KEPT_S:
+                names = list(self._dependencies)
+                found = await asyncio.gather(*(self._probe(name, self._dependencies[name]) for name in names))
+                self._found = dict(zip(names, found, strict=True))
+                self._found_at = time.monotonic()
+        dependencies = {**self._found, "workers": self._worker_state()}
+        waiting = self._waiting_for()
+        states = {entry["status"] for entry in dependencies.values()}
+        status = "down" if waiting or "down" in states else "degraded" if "degraded" in states else "ok"
+        body = {"status": status, "waiting_for": waiting, "dependencies": dependencies}
+        return (503 if status == "down" else 200), body
+
+    async def _probe(self, name: str, dependency: Dependency) -> dict[str, Any]:
+        started = time.perf_counter()
+        try:
+            await asyncio.wait_for(asyncio.to_thread(dependency.probe), _PROBE_TIMEOUT_S)
+        except (VlastreamError, TimeoutError) as error:
+            self._metrics.dependency_up.labels(name).set(0)
+            # The reason may name hosts and users; it is in the log.
+            detail = "no answer in time" if isinstance(error, TimeoutError) else "does not answer"
+            return {
+                "status": "down" if dependency.vital else "degraded",
+                "latency_ms": None,
+                "detail": f"{detail}: {dependency.without}",
+            }
+        self._metrics.dependency_up.labels(name).set(1)
+        return {"status": "ok", "latency_ms": round((time.perf_counter() - started) * 1000, 3), "detail": ""}
+
+    def _worker_state(self) -> dict[str, Any]:
+        live = {card.deployment: len(self._workers.live(card.deployment)) for card in self._cards.models}
+        missing = [deployment for deployment, count in live.items() if not count]
+        status = "ok" if not missing else "degraded" if len(missing) < len(live) else "down"
+        detail = f"no live worker: {', '.join(missing)}" if missing else ""
+        return {"status": status, "live": live, "detail": detail}

@@ -1,0 +1,156 @@
+"""What the OpenAPI document says beyond what FastAPI sees: bodies, examples, problem documents, keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ingest_api.problems import MEDIA_TYPE
+from ingest_api.request_body import InferenceBody
+from ingest_api.safety import SafetyBody
+from schemas.cards import CardSet, EmbodimentCard
+from schemas.codes import Code
+
+#: The body that the README's curl sends.
+EXAMPLE_FILE = Path(__file__).resolve().parent.parent / "examples" / "inference_request.json"
+
+BEARER = "bearer"
+#: Added to a route that wants a key.
+SECURED: dict[str, Any] = {"security": [{BEARER: []}]}
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "Problem document (RFC 9457).",
+    "required": ["type", "title", "status", "detail", "code", "request_id", "violations"],
+    "properties": {
+        "type": {"type": "string", "example": "urn:vlastream:problem:invalid_robot_type"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "enum": [code.value for code in Code]},
+        "request_id": {"type": "string"},
+        "violations": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["field", "reason", "detail"],
+                "properties": {name: {"type": "string"} for name in ("field", "reason", "detail")},
+            },
+        },
+        "recorded": {
+            "type": "boolean",
+            "description": "true: this is the request's outcome, the same request_id gets it again",
+        },
+        "replayed": {"type": "boolean"},
+        "safety": {"$ref": "#/components/schemas/SafetyReport"},
+    },
+}
+
+SAFETY_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "score": {"type": "number", "minimum": 0, "maximum": 1, "description": "the minimum of the checks"},
+        "mode": {"type": "string", "enum": ["reject", "clamp", "monitor"]},
+        "modified": {"type": "boolean"},
+        "checks": {"type": "object", "additionalProperties": {"type": "number"}},
+        "violations": PROBLEM_SCHEMA["properties"]["violations"],
+    },
+}
+
+_TIMINGS = ("total", "ingest", "request_gate", "queue", "inference", "results", "action_gate", "reply")
+CHUNK_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "request_id": {"type": "string"},
+        "result_id": {"type": "string"},
+        "model": {"type": "string"},
+        "model_revision": {"type": "string", "description": "hash of the weights"},
+        "robot_id": {"type": "string"},
+        "episode_id": {"type": ["string", "null"]},
+        "step": {"type": "integer"},
+        "actions": {
+            "type": "object",
+            "properties": {
+                "horizon": {"type": "integer"},
+                "dim": {"type": "integer"},
+                "names": {"type": "array", "items": {"type": "string"}},
+                "units": {"type": "array", "items": {"type": "string"}},
+                "control_rate_hz": {"type": "number"},
+                "values": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+            },
+        },
+        "safety": {"$ref": "#/components/schemas/SafetyReport"},
+        "timings_ms": {
+            "type": "object",
+            "description": "the parts add up to the total; a replay has the total only",
+            "properties": {name: {"type": "number"} for name in _TIMINGS},
+        },
+        "batch_size": {"type": "integer"},
+        "replayed": {"type": "boolean"},
+        "expired": {"type": "boolean", "description": "true: must not be executed"},
+    },
+}
+
+_PROBLEMS = {
+    400: "not JSON, a wrong type, a missing or an unknown field",
+    401: "no valid key",
+    403: "the key may not do this",
+    404: "unknown model, or nothing there",
+    409: "superseded by a newer observation of this robot",
+    413: "body or images too large",
+    422: "refused by a gate; the violations say why",
+    423: "an operator stopped this robot, model or fleet",
+    429: "over a limit; see Retry-After",
+    500: "the policy or the service failed",
+    503: "overloaded, no live worker, or a server is away; see Retry-After",
+    504: "the deadline passed",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may answer these."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": _PROBLEMS[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses
+    }
+
+
+def json_answer(schema: str, description: str) -> dict[int | str, dict[str, Any]]:
+    reference = {"$ref": f"#/components/schemas/{schema}"}
+    return {200: {"description": description, "content": {"application/json": {"schema": reference}}}}
+
+
+def inference_body() -> dict[str, Any]:
+    """`openapi_extra` of POST /v1/inference. The example is the shipped one where this runs from a checkout."""
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferenceBody"}}
+    if EXAMPLE_FILE.is_file():
+        content["example"] = json.loads(EXAMPLE_FILE.read_text(encoding="utf-8"))
+    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def safety_body(cards: CardSet) -> dict[str, Any]:
+    """`openapi_extra` of POST /v1/safety/evaluate; the example holds the first embodiment's arm still."""
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/SafetyBody"}}
+    if cards.embodiments:
+        content["example"] = _stillness(cards.embodiments[0])
+    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _stillness(card: EmbodimentCard) -> dict[str, Any]:
+    """One action within every range: zero where that is allowed, an open gripper."""
+    action = [min(max(0.0, dim.low), dim.high) for dim in card.actions]
+    if card.gripper is not None:
+        action[card.gripper.action_index] = card.gripper.open_value
+    return {"robot_type": card.robot_type, "action": action, "mode": "reject"}
+
+
+def components() -> dict[str, Any]:
+    """Schemas and the security scheme, to be merged into the document's components."""
+    schemas: dict[str, Any] = {"Problem": PROBLEM_SCHEMA, "SafetyReport": SAFETY_SCHEMA, "ActionChunk": CHUNK_SCHEMA}
+    for model in (InferenceBody, SafetyBody):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    scheme = {"type": "http", "scheme": "bearer", "description": "a key of `vlastream keys create`"}
+    return {"schemas": schemas, "securitySchemes": {BEARER: scheme}}

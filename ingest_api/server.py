@@ -1,0 +1,234 @@
+"""Role `api`: builds everything, serves until told to stop, ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import uvicorn
+import uvloop
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+
+from ingest_api.app import Services, create_app
+from ingest_api.federation import targets_of
+from ingest_api.gateway import KafkaGateway
+from ingest_api.health import Dependency, Health
+from ingest_api.history import PostgresHistory
+from ingest_api.key_stores import PostgresKeys, ValkeyKeys
+from ingest_api.keys import KeyRing
+from runtime.database import connect
+from runtime.errors import Fatal, Unavailable
+from runtime.kafka import build_consumer, build_producer, wait_for_kafka
+from runtime.lifecycle import Lifecycle
+from runtime.metrics import Metrics
+from runtime.publisher import Publisher
+from runtime.settings import Settings
+from runtime.view import CompactedView
+from runtime.workers import LiveWorkers
+from schemas.card_files import CardError, load_cards
+from schemas.topics import REPLIES, REQUESTS, WORKERS
+
+log = logging.getLogger(__name__)
+
+#: Share of the shutdown time that requests which wait for their reply get; the rest is for flush and close.
+_DRAIN_SHARE = 0.6
+#: Longer than a robot pauses between frames, so that its connection is still there.
+_KEEP_ALIVE_S = 75
+#: The event loop, the reply reader and the publisher share the interpreter: Python's 5 ms would be felt by a reply.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """What stands between this process and Kafka."""
+
+    gateway: KafkaGateway
+    view: CompactedView
+    producer: Producer
+
+
+def main(settings: Settings) -> int:
+    """Run one API process; returns its exit status."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    lifecycle = Lifecycle(settings.shutdown_timeout_s)
+    with lifecycle.signals():
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_run(settings, lifecycle))
+        except Exception as error:
+            lifecycle.fail(error)
+        return lifecycle.close()
+
+
+async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
+    try:
+        cards = load_cards(settings.cards_dir)
+    except CardError as error:
+        raise Fatal(str(error)) from error
+    metrics = Metrics()
+    client_id = f"api-{settings.role_instance}"
+    producer = build_producer(settings, client_id)
+    publisher = Publisher(producer, metrics)
+    lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
+    workers = LiveWorkers(settings.worker_timeout_s)
+    view = CompactedView(partial(build_consumer, settings, f"{client_id}-view", group=None), WORKERS, workers.update)
+    gateway = KafkaGateway(
+        publisher=publisher,
+        build_consumer=partial(_reply_consumer, settings, f"{client_id}-replies"),
+        partition=reply_partition(settings),
+        capacity=settings.inference_queue_max_size,
+        metrics=metrics,
+    )
+    lifecycle.on_close("replies", gateway.close)
+    database = connect(settings, client_id)
+    lifecycle.on_close("database", lambda deadline: database.close())
+    valkey = ValkeyKeys.at(settings.redis_url.get_secret_value())
+    lifecycle.on_close("valkey", lambda deadline: valkey.close())
+    keys = KeyRing(
+        cache=valkey,
+        table=PostgresKeys(database),
+        ttl_s=settings.key_cache_ttl_s,
+        stale_s=settings.key_cache_stale_s,
+        metrics=metrics,
+    )
+    lifecycle.on_close("keys", lambda deadline: keys.close())
+
+    def waiting_for() -> list[str]:
+        reasons = ["stopping"] if lifecycle.stopping.is_set() else []
+        return [*reasons, *([] if view.ready else ["views"]), *gateway.waiting_for]
+
+    health = Health(
+        dependencies={
+            "kafka": Dependency(partial(_ping_kafka, producer), vital=True, without="no request can be taken"),
+            "postgres": Dependency(database.ping, vital=False, without="no new key is recognised, no history is shown"),
+            "valkey": Dependency(valkey.ping, vital=False, without="keys are looked up in Postgres more often"),
+        },
+        waiting_for=waiting_for,
+        workers=workers,
+        cards=cards,
+        metrics=metrics,
+    )
+    services = Services(
+        cards=cards,
+        metrics=metrics,
+        gateway=gateway,
+        keys=keys,
+        workers=workers,
+        history=PostgresHistory(database),
+        health=health,
+        federate_targets=partial(targets_of, settings),
+    )
+    way = _Way(gateway=gateway, view=view, producer=producer)
+    connecting = asyncio.create_task(_connect(settings, lifecycle, way))
+    started = time.monotonic()
+    metrics.uptime.set_function(lambda: time.monotonic() - started)
+    try:
+        await _serve(settings, lifecycle, uvicorn_config(settings, create_app(settings, services)))
+    finally:
+        connecting.cancel()
+
+
+def reply_partition(settings: Settings) -> int:
+    """The partition of the replies topic that this process reads."""
+    if settings.api_reply_partition is not None:
+        return settings.api_reply_partition
+    return settings.role_instance % settings.kafka_reply_partitions
+
+
+def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type] # FastAPI is an ASGI application
+        host=settings.host,
+        port=settings.port,
+        loop="none",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(round(settings.shutdown_timeout_s * _DRAIN_SHARE), 1),
+    )
+
+
+class _Server(uvicorn.Server):
+    """Signals are the lifecycle's: it stops intake first, and ends at once on the second one."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+async def _serve(settings: Settings, lifecycle: Lifecycle, config: uvicorn.Config) -> None:
+    """Serve until stopping; then no new connection, and waiting requests get their reply within the drain time."""
+    try:
+        listener = socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            backlog=config.backlog,
+        )
+    except OSError as error:
+        raise Fatal(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): set HOST and PORT"
+        ) from error
+    server = _Server(config)
+
+    def wake() -> None:
+        server.should_exit = True
+
+    lifecycle.on_stop(wake)
+    if lifecycle.stopping.is_set():
+        listener.close()
+        return
+    host, port = listener.getsockname()[:2]
+    log.info("serving on http://%s:%d", host, port, extra={"action": "serve"})
+    await server.serve(sockets=[listener])
+
+
+async def _connect(settings: Settings, lifecycle: Lifecycle, way: _Way) -> None:
+    """Bring up the way through Kafka behind a server that already answers /livez and /health."""
+    try:
+        await _until_available(lifecycle, lambda: wait_for_kafka(settings, timeout_s=2.0))
+        way.view.start()
+        lifecycle.on_close("view", way.view.close)
+        # The first request shall find the leader of its partition known.
+        await _until_available(lifecycle, lambda: _know_topic(way.producer, REQUESTS))
+        loop = asyncio.get_running_loop()
+        await _until_available(lifecycle, lambda: way.gateway.open(loop, lifecycle.fail))
+    except Exception as error:
+        lifecycle.fail(error)
+
+
+async def _until_available(lifecycle: Lifecycle, attempt: Callable[[], None]) -> None:
+    while not lifecycle.stopping.is_set():
+        try:
+            await asyncio.to_thread(attempt)
+            return
+        except Unavailable as error:
+            log.warning("waiting: %s", error, extra={"action": "connect"})
+            await asyncio.sleep(0.5)
+
+
+def _know_topic(producer: Producer, topic: str) -> None:
+    try:
+        found = producer.list_topics(topic, timeout=2.0).topics[topic]
+    except KafkaException as error:
+        raise Unavailable(f"Kafka does not answer: {error.args[0].str()}") from error
+    if found.error is not None:
+        raise Fatal(f"topic {topic} does not exist: run `vlastream topics apply`")
+
+
+def _ping_kafka(producer: Producer) -> None:
+    _know_topic(producer, REPLIES)
+
+
+def _reply_consumer(settings: Settings, client_id: str, on_error: Callable[[KafkaError], None]) -> Consumer:
+    return build_consumer(settings, client_id, group=None, on_error=on_error)
