@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 RowT = TypeVar("RowT")
 
-_POLL_S = 0.1
 #: Records taken in one round, before due batches are looked at.
 _ROUND_RECORDS = 500
 _COMMIT_INTERVAL_S = 1.0
@@ -38,6 +37,9 @@ _LONGEST_PAUSE_S = 5.0
 _DRAIN_SHARE = 0.7
 #: A loop that has not come round for longer is stuck.
 _STUCK_S = 120.0
+
+
+_GAP = {"action": "offset_gap"}
 
 
 class Fenced(VlastreamError):
@@ -50,6 +52,11 @@ class Skip(VlastreamError):
 
 class Store(Protocol[RowT]):
     """Where rows come to rest. Every method raises Unavailable while the server is away."""
+
+    @property
+    def server(self) -> str:
+        """What is waited for while it is away: for people and metrics."""
+        ...
 
     def ping(self) -> None: ...
 
@@ -93,6 +100,7 @@ class Flow(Generic[RowT]):
         publisher: PublisherPort,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        poll_s: float = 0.1,
     ) -> None:
         self._name = name
         self._consumer = consumer
@@ -104,10 +112,14 @@ class Flow(Generic[RowT]):
         self._publisher = publisher
         self._metrics = metrics
         self._clock = clock
+        self._poll_s = poll_s
         #: None: assigned, and its mark is not known yet; nothing that it brings is taken.
         self._buffers: dict[Partition, Buffer[RowT] | None] = {}
-        self._paused: set[Partition] = set()
+        #: What the client was told of a partition in this assignment; it remembers a pause from an earlier one.
+        self._paused: dict[Partition, bool] = {}
         self._committed: dict[Partition, int] = {}
+        #: Where offsets were missing the last time.
+        self._gaps: dict[Partition, int] = {}
         self._stopping = threading.Event()
         self._store_retry_at = 0.0
         self._store_pause_s = 0.0
@@ -121,7 +133,7 @@ class Flow(Generic[RowT]):
     def waiting(self) -> list[str]:
         """What this sink waits for before it is ready."""
         reasons = [] if self._joined.is_set() else ["its first assignment from the consumer group"]
-        return reasons + ([] if self._store_seen.is_set() else ["the store to answer for the first time"])
+        return reasons + ([] if self._store_seen.is_set() else [f"{self._store.server} to answer for the first time"])
 
     def alive(self) -> bool:
         return self._clock() - self._last_round < _STUCK_S
@@ -165,11 +177,11 @@ class Flow(Generic[RowT]):
     # --- reading
 
     def _read(self) -> None:
-        message = self._consumer.poll(_POLL_S)
-        for _ in range(_ROUND_RECORDS):
+        for number in range(_ROUND_RECORDS):
+            message = self._consumer.poll(0 if number else self._poll_s)
+            # What was polled is taken: a record that is put aside here would never come again.
             if message is None or not self._take(message):
                 return
-            message = self._consumer.poll(0)
 
     def _take(self, message: Message) -> bool:
         """False where reading must stop for now."""
@@ -180,6 +192,11 @@ class Flow(Generic[RowT]):
         buffer = self._buffers.get(partition)
         # Without a buffer the position is still to be sought: the record comes again.
         if buffer is None or record.offset < buffer.position:
+            return True
+        if record.offset > buffer.position and not self._is_known_gap(partition, buffer.position):
+            log.warning("reading %s again from %d: offsets are missing", partition, buffer.position, extra=_GAP)
+            self._metrics.offset_gaps.inc()
+            self._buffers[partition] = None
             return True
         self._metrics.records_consumed.labels(record.topic).inc()
         dataset = self._store.dataset(record.topic)
@@ -196,6 +213,15 @@ class Flow(Generic[RowT]):
             if added is Added.REPEAT:
                 self._metrics.sink_skipped.labels(self._name, dataset, "repeat").inc()
         return not buffer.full and not self._over_budget()
+
+    def _is_known_gap(self, partition: Partition, position: int) -> bool:
+        """Whether the log itself has nothing there (retention has taken it): it was read a second time in vain.
+
+        Our topics have no gaps, so a first one means that a record was lost on its way to us.
+        """
+        known = self._gaps.get(partition) == position
+        self._gaps[partition] = position
+        return known
 
     def _bury(self, record: Record, poison: Poison) -> bool:
         """Dead letter, tried until the broker has it; False if the process is told to stop before."""
@@ -267,16 +293,16 @@ class Flow(Generic[RowT]):
 
     def _store_away(self, error: Unavailable) -> None:
         if self._store_pause_s == 0.0:
-            log.warning("waiting for the store: %s", error, extra={"action": "store_away"})
-        self._metrics.dependency_up.labels(self._name).set(0)
+            log.warning("waiting for %s: %s", self._store.server, error, extra={"action": "store_away"})
+        self._metrics.dependency_up.labels(self._store.server).set(0)
         self._metrics.retries.labels(self._name, "store_away").inc()
         self._store_pause_s = min(max(self._store_pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
         self._store_retry_at = self._clock() + self._store_pause_s
 
     def _store_answers(self) -> None:
         if self._store_pause_s > 0.0:
-            log.info("the store answers again", extra={"action": "store_back"})
-        self._metrics.dependency_up.labels(self._name).set(1)
+            log.info("%s answers again", self._store.server, extra={"action": "store_back"})
+        self._metrics.dependency_up.labels(self._store.server).set(1)
         self._store_pause_s = self._store_retry_at = 0.0
         self._store_seen.set()
 
@@ -306,14 +332,12 @@ class Flow(Generic[RowT]):
 
     def _apply_pauses(self) -> None:
         over = self._over_budget()
-        wanted = {p for p, buffer in self._buffers.items() if over or buffer is None or buffer.full}
-        for change, apply in (
-            (wanted - self._paused, self._consumer.pause),
-            ((self._paused & self._buffers.keys()) - wanted, self._consumer.resume),
-        ):
-            if change:
-                apply([TopicPartition(p.topic, p.number) for p in change])
-        self._paused = wanted
+        for partition, buffer in self._buffers.items():
+            pause = over or buffer is None or buffer.full
+            if self._paused.get(partition) != pause:
+                apply = self._consumer.pause if pause else self._consumer.resume
+                apply([TopicPartition(partition.topic, partition.number)])
+                self._paused[partition] = pause
 
     def _over_budget(self) -> bool:
         return sum(buffer.size_bytes for buffer in self._open_buffers()) >= self._total_bytes
@@ -366,8 +390,7 @@ class Flow(Generic[RowT]):
         for place in partitions:
             partition = Partition(place.topic, place.partition)
             self._buffers[partition] = None
-            # The client may remember a pause from an earlier assignment: tell it anew.
-            self._paused.discard(partition)
+            self._paused.pop(partition, None)
         self._joined.set()
 
     def _on_revoke(self, consumer: Any, partitions: list[TopicPartition]) -> None:
@@ -385,5 +408,5 @@ class Flow(Generic[RowT]):
         for partition in partitions:
             self._buffers.pop(partition, None)
             self._committed.pop(partition, None)
-            self._paused.discard(partition)
+            self._paused.pop(partition, None)
             self._metrics.consumer_lag.labels(partition.topic, str(partition.number)).set(0)

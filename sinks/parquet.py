@@ -28,6 +28,8 @@ _BUDGET_FILES = 2
 class ParquetStore:
     """Writes batches as files that never replace another. Raises Unavailable while the storage is away."""
 
+    server = "storage"
+
     def __init__(self, storage: Storage, metrics: Metrics, sink: str = NAME) -> None:
         self._storage = storage
         self._metrics = metrics

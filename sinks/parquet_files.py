@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,7 +66,7 @@ def newest_file(storage: Storage, dataset: str, partition: Partition) -> StoredF
     found = 0
     newest: StoredFile | None = None
     for folder in reversed(storage.folders(dataset)):
-        files = list(storage.list(_prefix(dataset, folder.removeprefix("date="), partition)))
+        files = list(storage.files(_prefix(dataset, folder.removeprefix("date="), partition)))
         if not files:
             continue
         # A broker's clock may be set back over midnight: the day before is looked at too.
@@ -77,11 +77,11 @@ def newest_file(storage: Storage, dataset: str, partition: Partition) -> StoredF
     return newest
 
 
-def read_column(storage: Storage, dataset: str, column: str) -> Iterable[object]:
-    """Every value of one column over the whole dataset, file by file."""
-    for file in storage.list(f"{dataset}/"):
-        with StoredReader(storage, file) as reader:
-            yield from pq.read_table(reader, columns=[column]).column(column).to_pylist()
+def read_column(storage: Storage, file: StoredFile, column: str) -> list[Any]:
+    """Every value of one column of a file."""
+    with StoredReader(storage, file) as reader:
+        values: list[Any] = pq.ParquetFile(reader).read(columns=[column]).column(column).to_pylist()
+        return values
 
 
 def _prefix(dataset: str, date: str, partition: Partition) -> str:

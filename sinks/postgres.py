@@ -53,12 +53,15 @@ class OutcomeRows:
 class PostgresStore:
     """Writes batches to Postgres. Raises Unavailable while it is away, Fenced where the mark is another."""
 
+    server = "postgres"
+
     def __init__(self, database: Database, sink: str = NAME) -> None:
         self._database = database
         self._sink = sink
 
     def ping(self) -> None:
-        self._database.ping()
+        with self._database.begin() as connection:
+            connection.execute(select(sink_marks.c.sink).limit(1))
 
     def dataset(self, topic: str) -> str:
         return inference_log.name

@@ -60,7 +60,7 @@ class Storage(Protocol):
         """At most `length` bytes from `start` on. Raises NotFound."""
         ...
 
-    def list(self, prefix: str) -> Iterator[StoredFile]:
+    def files(self, prefix: str) -> Iterator[StoredFile]:
         """Files whose keys begin with `prefix`, in the order of their keys."""
         ...
 
@@ -136,7 +136,7 @@ class S3Storage:
                     raise NotFound(f"{key} is not in the bucket") from error
                 raise
 
-    def list(self, prefix: str) -> Iterator[StoredFile]:
+    def files(self, prefix: str) -> Iterator[StoredFile]:
         with _s3_errors():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
                 for item in page.get("Contents", []):
@@ -177,6 +177,7 @@ class FolderStorage:
                     os.fsync(file.fileno())
                 # A link fails where the name is taken, and the file is whole by now.
                 target.hardlink_to(unfinished)
+                _sync_folder(target.parent)
             except FileExistsError as error:
                 raise AlreadyExists(f"{key} exists already") from error
             finally:
@@ -191,7 +192,7 @@ class FolderStorage:
             except FileNotFoundError as error:
                 raise NotFound(f"{key} does not exist") from error
 
-    def list(self, prefix: str) -> Iterator[StoredFile]:
+    def files(self, prefix: str) -> Iterator[StoredFile]:
         # As in S3 the prefix may end in the middle of a name.
         folder = self._root / prefix.rpartition("/")[0]
         with _file_errors():
@@ -240,6 +241,15 @@ class StoredReader(io.RawIOBase):
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _sync_folder(folder: Path) -> None:
+    """After this a new name in the folder survives a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
