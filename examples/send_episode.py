@@ -20,7 +20,7 @@ LONGEST_EPISODE_STEPS = 100
 
 
 def main(url: str, api_key: str) -> int:
-    world = TabletopWorld(seed=2_000_000)
+    world = TabletopWorld(seed=3_000_000)
     instruction = world.reset()
     episode_id = str(uuid.uuid4())
     print(f"the task: {instruction}")

@@ -40,7 +40,8 @@ class ActionChunk:
 
     actions: (horizon, action_dim) float32, read-only, in `units`; row i is due i / control_rate_hz seconds
     after the first. control_rate_hz is 0 where the reply does not say it.
-    timings_ms: milliseconds by stage: request_gate, queue, inference, action_gate, and the service's own total.
+    timings_ms: milliseconds by stage: request_gate, queue, inference, results, action_gate; over REST also
+    ingest, reply and the total of all, as the API saw it.
     round_trip_ms: from the call of `infer` to this chunk, retries included, by the robot's monotonic clock.
     replayed: another attempt with this request id had been decided before. expired: its deadline had passed;
     `infer` never returns such a chunk.
@@ -100,10 +101,11 @@ def chunk_from_outcome(outcome: Outcome, headers: Mapping[str, str]) -> ActionCh
         model_revision=chunk.result.model_revision,
         batch_size=chunk.result.batch_size,
         timings_ms={
-            "request_gate": (times.gate_end_us - times.gate_start_us) / 1000,
-            "queue": (times.infer_start_us - times.gate_end_us) / 1000,
-            "inference": (times.infer_end_us - times.infer_start_us) / 1000,
-            "action_gate": (times.action_gate_end_us - times.action_gate_start_us) / 1000,
+            "request_gate": _ms(times.gate_start_us, times.gate_end_us),
+            "queue": _ms(times.gate_end_us, times.infer_start_us),
+            "inference": _ms(times.infer_start_us, times.infer_end_us),
+            "results": _ms(times.infer_end_us, times.action_gate_start_us),
+            "action_gate": _ms(times.action_gate_start_us, times.action_gate_end_us),
         },
         replayed=headers.get(h.REPLAYED) in ("1", "true"),
         expired=headers.get(h.EXPIRED) in ("1", "true"),
@@ -157,6 +159,11 @@ def refusal_from_json(body: Mapping[str, Any], *, status: int, request_id: str, 
         recorded=bool(body.get("recorded", False)),
         retry_after_s=retry_after_s or 0.0,
     )
+
+
+def _ms(began_us: int, ended_us: int) -> float:
+    """Milliseconds between the clocks of two hosts, which may disagree: at least 0."""
+    return max(ended_us - began_us, 0) / 1000
 
 
 def _actions(values: Any, horizon: int, dim: int) -> NDArray[np.float32]:

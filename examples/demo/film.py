@@ -23,30 +23,32 @@ Pixels = NDArray[np.uint8]
 
 
 class Film:
-    """Keeps the longest successful episode of one robot, up to MAX_FRAMES frames."""
+    """Keeps the first successful episode of one robot, and films no other after it: drawing a frame costs time."""
 
     def __init__(self, robot_id: str) -> None:
         self._robot_id = robot_id
-        self._instruction = ""
-        self._frames: list[Pixels] = []
+        self._done = False
         self.instruction = ""
         self.frames: list[Pixels] = []
 
     def begin(self, robot_id: str, instruction: str) -> None:
-        if robot_id == self._robot_id:
-            self._instruction, self._frames = instruction, []
+        if self._films(robot_id):
+            self.instruction, self.frames = instruction, []
 
     def frame(self, robot_id: str, pixels: Callable[[], Pixels]) -> None:
-        if robot_id == self._robot_id and len(self._frames) < MAX_FRAMES:
-            self._frames.append(np.array(pixels(), dtype=np.uint8))
+        if self._films(robot_id) and len(self.frames) < MAX_FRAMES:
+            self.frames.append(np.array(pixels(), dtype=np.uint8))
 
     def end(self, robot_id: str, *, success: bool) -> None:
-        if robot_id == self._robot_id and success and len(self._frames) > len(self.frames):
-            self.instruction, self.frames = self._instruction, self._frames
+        if self._films(robot_id) and success and self.frames:
+            self._done = True
+
+    def _films(self, robot_id: str) -> bool:
+        return robot_id == self._robot_id and not self._done
 
     def write(self, folder: Path) -> tuple[Path, Path] | None:
         """Writes episode.gif and episode.png; returns their paths, None if no episode was filmed to its end."""
-        if not self.frames:
+        if not self._done:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         gif, strip = folder / "episode.gif", folder / "episode.png"

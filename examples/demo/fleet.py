@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,9 +33,8 @@ class World(Protocol):
     def success(self) -> bool: ...
     @property
     def failed(self) -> bool: ...
-    def reset(self) -> str: ...
-    def observe(self) -> tuple[bytes, NDArray[np.float32]]: ...
-    def step(self, action: NDArray[np.float32]) -> None: ...
+    def reset(self, task: str | None = None) -> str: ...
+    def step(self, action: NDArray[np.floating]) -> None: ...
     def frame(self) -> NDArray[np.uint8]: ...
 
 
@@ -58,8 +57,6 @@ class Pace:
     execute: int = 4
     control_period_s: float = 0.1
     ttl_ms: int = 2000
-    #: Executed actions after which an episode has failed.
-    max_control_steps: int = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +66,10 @@ class Robot:
     status: RobotStatus
     client: Client
     world: World
-    task_of: Callable[[str], str]
+    #: The camera's JPEG and the proprioceptive state.
+    look: Callable[[], Awaitable[tuple[bytes, NDArray[np.float32]]]]
+    #: Done in turn, one an episode.
+    tasks: Sequence[str]
     hold: HoldRule
     pace: Pace
     logbook: Logbook
@@ -83,27 +83,29 @@ class Robot:
         """Episode after episode; begins none once `goes_on` says no or `episodes` are done."""
         number = 0
         while goes_on() and (episodes is None or number < episodes):
+            task = self.tasks[number % len(self.tasks)]
             number += 1
-            await self.episode(f"{self.status.robot_id}-{time.time_ns()}-{number}")
+            await self.episode(f"{self.status.robot_id}-{time.time_ns()}-{number}", task)
         self.status.state = "done"
 
-    async def episode(self, episode_id: str) -> EpisodeRecord:
+    async def episode(self, episode_id: str, task: str) -> EpisodeRecord:
         """One episode to its end. Cancelled, it is written down as unfinished."""
-        instruction = self.world.reset()
+        instruction = self.world.reset(task)
         status = self.status
         status.instruction, status.control_step = instruction, 0
         self.camera.begin(status.robot_id, instruction)
+        self.camera.frame(status.robot_id, self.world.frame)
         run = _Run(episode_id, instruction)
         end = EpisodeEnd.UNFINISHED
         try:
-            while not self._over(run):
+            while not self._over():
                 chunk = await self._ask(run)
                 await (self._hold(run) if chunk is None else self._execute(run, chunk))
             end = EpisodeEnd.SUCCESS if self.world.success else EpisodeEnd.FAILURE
         finally:
             record = EpisodeRecord(
                 robot_id=status.robot_id,
-                task=self.task_of(instruction),
+                task=task,
                 instruction=instruction,
                 end=end,
                 control_steps=run.moved_steps,
@@ -117,12 +119,12 @@ class Robot:
             status.not_succeeded += 1
         return record
 
-    def _over(self, run: _Run) -> bool:
-        return self.world.success or self.world.failed or run.moved_steps >= self.pace.max_control_steps
+    def _over(self) -> bool:
+        return self.world.success or self.world.failed
 
     async def _ask(self, run: _Run) -> ActionChunk | None:
         """A chunk for what the robot sees now; None where it has to hold. Each call is a new request."""
-        jpeg, state = self.world.observe()
+        jpeg, state = await self.look()
         observation = Observation(
             images={self.camera_name: jpeg},
             state=state,
@@ -165,7 +167,7 @@ class Robot:
             self.status.control_step = run.step
             self.camera.frame(self.status.robot_id, self.world.frame)
             await self.sleep(self.pace.control_period_s)
-            if self._over(run):
+            if self._over():
                 return
 
     async def _hold(self, run: _Run) -> None:

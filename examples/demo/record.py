@@ -32,7 +32,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeRecord:
-    """One episode. `task` is the instruction without its colour."""
+    """One episode. `task` is one of examples.tabletop.world.TASKS."""
 
     robot_id: str
     task: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 from pydantic import SecretStr
 
 from runtime.errors import Fatal
 from runtime.settings import Settings
+from runtime.stack.layout import read_json
+from runtime.stack.stack import is_running
 
+#: The fleet whose robots produce to Kafka themselves; the embedded stack has it in its settings.
 FLEET = "demo"
-#: What the demo wants of a stack that it starts: its fleet, and consent to keep images for training.
-ENVIRONMENT = {"FLEETS": FLEET, "DEFAULT_CONSENT_TIER": "full"}
-START_TIMEOUT_S = 600.0
+#: What the demo wants of a stack that it starts: the fleet's consent to keep its images for training.
+ENVIRONMENT = {"DEFAULT_CONSENT_TIER": "full"}
+READY_TIMEOUT_S = 120.0
 POLL_S = 0.5
 #: What a stop may take before the demo stops waiting for it.
 STOP_TIMEOUT_S = 60.0
@@ -77,17 +78,13 @@ class Stack:
 
 
 def read_stack(path: Path) -> Stack | None:
-    """The stack that runs, None if none does: no file, or processes of it that are gone."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    stack = Stack(document)
-    return stack if stack.processes and any(psutil.pid_exists(p.pid) for p in stack.processes) else None
+    """The stack that runs with this file, None if none does or it is not up yet."""
+    document = read_json(path) if is_running(path.parent) else None
+    return Stack(document) if document is not None else None
 
 
 def is_ready(stack: Stack) -> bool:
-    """Whether the API answers that it is ready and a worker of the model lives."""
+    """Whether the API answers that it is ready."""
     try:
         reply = httpx.get(f"{stack.api}/readyz", timeout=2.0, trust_env=False)
     except httpx.HTTPError:
@@ -105,7 +102,7 @@ def ensure_up(path: Path, say: Callable[[str], None]) -> tuple[Stack, bool]:
         done = subprocess.run([sys.executable, "-m", "runtime.cli", "up"], env={**os.environ, **ENVIRONMENT})
         if done.returncode:
             raise Fatal(f"`vlastream up` ended with status {done.returncode}: what it says above tells why")
-    end = time.monotonic() + START_TIMEOUT_S
+    end = time.monotonic() + READY_TIMEOUT_S
     said = time.monotonic()
     while True:
         stack = read_stack(path)
@@ -114,7 +111,7 @@ def ensure_up(path: Path, say: Callable[[str], None]) -> tuple[Stack, bool]:
         now = time.monotonic()
         if now >= end:
             raise Fatal(
-                f"the stack is not ready after {START_TIMEOUT_S:.0f} s: see `vlastream ps` and {path.parent}/logs"
+                f"the stack is not ready after {READY_TIMEOUT_S:.0f} s: see `vlastream ps` and {path.parent}/logs"
             )
         if now - said >= 2.0:
             said = now

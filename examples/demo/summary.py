@@ -16,9 +16,11 @@ from examples.demo.record import ACTIONS, EpisodeEnd, EpisodeRecord, Logbook, Re
 
 #: Share of the card's own success that the fleet must reach.
 SUCCESS_SHARE = 0.9
+#: Least width of a table, characters: titles keep to one line.
+TABLE_WIDTH = 72
 PERCENTILES = (50, 95, 99)
 #: Stages of a reply in the order of the flow; "way" is what remains: network, Kafka hops and client.
-STAGES = ("request_gate", "queue", "inference", "action_gate")
+STAGES = ("request_gate", "queue", "inference", "results", "action_gate")
 
 
 class BooksLike(Protocol):
@@ -85,7 +87,8 @@ def problems(episodes: Sequence[EpisodeRecord], card: CardFigures, books: BooksL
     if books is None:
         found.append("the books could not be read")
     elif not books.balanced:
-        found.append(f"the books do not balance: {books.explain()}")
+        # The last line of the explanation is its verdict; the table above it is shown anyway.
+        found.append(books.explain().splitlines()[-1])
     if not episodes:
         return [*found, "no episode was begun"]
     success = sum(e.end is EpisodeEnd.SUCCESS for e in episodes) / len(episodes)
@@ -101,7 +104,10 @@ def problems(episodes: Sequence[EpisodeRecord], card: CardFigures, books: BooksL
 def show(console: Console, logbook: Logbook, card: CardFigures, elapsed_s: float) -> None:
     """The fleet's side of the summary: success, requests, batches, latency."""
     console.print(_success_table(logbook.episodes, card))
-    outcomes = Table(title=f"{len(logbook.requests)} requests in {elapsed_s:.0f} s, as the robots saw them end")
+    outcomes = Table(
+        title=f"{len(logbook.requests)} requests in {elapsed_s:.0f} s, as the robots saw them end",
+        min_width=TABLE_WIDTH,
+    )
     outcomes.add_column("outcome")
     outcomes.add_column("requests", justify="right")
     for outcome, count in logbook.outcomes().most_common():
@@ -110,20 +116,28 @@ def show(console: Console, logbook: Logbook, card: CardFigures, elapsed_s: float
     if repeated:
         outcomes.add_row("of these repeated under the same id", str(repeated), style="dim")
     console.print(outcomes)
-    _show_batches(console, batch_sizes(logbook.requests))
-    latency = Table(title="latency of requests with actions, ms")
+    if sizes := batch_sizes(logbook.requests):
+        console.print(_batch_table(sizes))
+    if rows := percentile_rows(logbook.requests):
+        console.print(_latency_table(rows))
+
+
+def _latency_table(rows: list[tuple[str, list[float]]]) -> Table:
+    latency = Table(title="latency of requests with actions, ms", min_width=TABLE_WIDTH)
     latency.add_column("stage")
     for percentile in PERCENTILES:
         latency.add_column(f"p{percentile}", justify="right")
-    for stage, values in percentile_rows(logbook.requests):
+    for stage, values in rows:
         latency.add_row(stage, *(f"{value:.1f}" for value in values))
-    console.print(latency)
+    return latency
 
 
 def _success_table(episodes: Sequence[EpisodeRecord], card: CardFigures) -> Table:
     unfinished = sum(e.end is EpisodeEnd.UNFINISHED for e in episodes)
     held = sum(e.held_steps for e in episodes)
-    table = Table(title="success by task", caption=f"{unfinished} unfinished, {held} control steps held")
+    table = Table(
+        title="success by task", min_width=TABLE_WIDTH, caption=f"{unfinished} unfinished, {held} control steps held"
+    )
     table.add_column("task")
     for name in ("episodes", "succeeded", "fleet", "policy card"):
         table.add_column(name, justify="right")
@@ -138,12 +152,12 @@ def _success_table(episodes: Sequence[EpisodeRecord], card: CardFigures) -> Tabl
     return table
 
 
-def _show_batches(console: Console, sizes: list[tuple[int, int]]) -> None:
-    table = Table(title="batch size on the worker, by request", show_header=False)
+def _batch_table(sizes: list[tuple[int, int]]) -> Table:
+    table = Table(title="requests by the size of the batch that they rode in", show_header=False, min_width=TABLE_WIDTH)
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column(min_width=32)
-    most = max((count for _, count in sizes), default=1)
+    most = max(count for _, count in sizes)
     for size, count in sizes:
         table.add_row(str(size), str(count), "█" * max(1, round(30 * count / most)))
-    console.print(table)
+    return table

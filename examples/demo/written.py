@@ -14,20 +14,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from examples.demo.stack_access import Stack
+from examples.demo.summary import TABLE_WIDTH
 
-BY_REASON = "select status, coalesce(code, ''), count(*) from inference_log group by 1, 2 order by 3 desc"
+BY_REASON = "select status, code, count(*) from inference_log group by 1, 2 order by 3 desc"
 
 
 def show(console: Console, stack: Stack) -> None:
     """Rows in Postgres by reason and objects on S3, as they are after the run."""
     with psycopg.connect(stack.database, connect_timeout=5) as connection:
         rows = connection.execute(BY_REASON).fetchall()
-    table = Table(title="rows in Postgres (inference_log) by what became of the request")
+    table = Table(title="rows in Postgres (inference_log) by what became of the request", min_width=TABLE_WIDTH)
     for name in ("status", "code"):
         table.add_column(name)
     table.add_column("rows", justify="right")
     for status, code, count in rows:
-        table.add_row(str(status), str(code), str(count))
+        table.add_row(str(status), str(code or ""), str(count))
     console.print(table)
     s3: Mapping[str, str] = stack.document["s3"]
     objects = _objects(s3)
@@ -39,17 +40,19 @@ def show(console: Console, stack: Stack) -> None:
 
 
 def look_commands(database: str, s3: Mapping[str, str], key: str | None) -> list[str]:
-    """Shell commands for the repository's environment: rows, the newest Parquet file (`key`), the books."""
-    rows = f"import psycopg; print(*psycopg.connect({database!r}).execute({BY_REASON!r}), sep='\\n')"
-    lines = [f"python -c {shlex.quote(rows)}"]
+    """Shell commands for the repository's environment: rows, the newest Parquet file (`key`), the books.
+
+    Addresses and generated passwords hold nothing that a shell would read inside double quotes.
+    """
+    lines = [f"""python -c "import psycopg; print(*psycopg.connect('{database}').execute('{BY_REASON}'))" """.strip()]
     if key is not None:
-        table = (
-            "import pyarrow.fs as fs, pyarrow.parquet as pq; "
-            f"s3 = fs.S3FileSystem(access_key={s3['access_key']!r}, secret_key={s3['secret_key']!r}, "
-            f"endpoint_override={s3['endpoint']!r}, region='us-east-1'); "
-            f"print(pq.read_table({s3['bucket'] + '/' + key!r}, filesystem=s3, partitioning=None).slice(0, 3))"
+        endpoint = s3["endpoint"].split("://", 1)
+        lines.append(
+            'python -c "import pyarrow.fs as fs, pyarrow.parquet as pq; '
+            f"s3 = fs.S3FileSystem('{s3['access_key']}', '{s3['secret_key']}', region='{s3.get('region', 'us-east-1')}', "
+            f"scheme='{endpoint[0]}', endpoint_override='{endpoint[-1]}'); "
+            f"print(pq.read_table('{s3['bucket']}/{key}', filesystem=s3, partitioning=None).slice(0, 3))\""
         )
-        lines.append(f"python -c {shlex.quote(table)}")
     return [*lines, f"psql {shlex.quote(database)}", "vlastream books"]
 
 
