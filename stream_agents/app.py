@@ -6,6 +6,7 @@ for: publishing (it is not idempotent there), windows, and acknowledging by exce
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -121,7 +122,7 @@ class Gate:
                     record = record_of_event(event)
                     guard.check(record.topic, record.partition, record.offset)
                     self._metrics.records_consumed.labels(record.topic).inc()
-                    await handle(record)
+                    await finish(handle(record))
                 except Exception as error:
                     log.exception("an agent cannot go on", extra={"action": "agent_failed"})
                     end_process(error)
@@ -131,6 +132,20 @@ class Gate:
     def _on_gap(self, text: str) -> None:
         self._metrics.offset_gaps.inc()
         end_process(RuntimeError(text))
+
+
+async def finish(work: Awaitable[None]) -> None:
+    """Await, and when cancelled meanwhile go on to the end all the same.
+
+    Faust acknowledges an event when its agent lets go of it, also when that is because the agent is cancelled
+    at shutdown: what was begun must be done by then.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def record_of_event(event: Any) -> Record:

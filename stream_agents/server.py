@@ -11,7 +11,7 @@ from typing import Any
 from runtime.control import StopList
 from runtime.errors import Fatal
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
-from runtime.lifecycle import Deadline, Lifecycle
+from runtime.lifecycle import Deadline, Lifecycle, exit_now
 from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
@@ -142,12 +142,15 @@ async def _run_until_stopped(app: Any, lifecycle: Lifecycle, metrics: Metrics) -
         except TimeoutError:
             if app.should_stop or app.crashed:
                 raise Fatal(f"Faust stopped: {app.crash_reason!r}") from None
-    deadline = Deadline(lifecycle_budget_s)
-    await asyncio.wait_for(app.stop(), timeout=deadline.remaining_s)
+    try:
+        await asyncio.wait_for(app.stop(), timeout=_FAUST_STOP_TIMEOUT_S)
+    except TimeoutError:
+        # An agent still waits for an acknowledgement: leave without committing, its message is read again.
+        exit_now("Faust did not stop in time")
 
 
-#: Time that Faust gets to commit and leave its group before the rest is closed.
-lifecycle_budget_s = 6.0
+#: Time that the agents get to finish what they have begun, and Faust to commit and leave its group.
+_FAUST_STOP_TIMEOUT_S = 6.0
 
 
 def _wait_for_views(views: list[CompactedView], timeout_s: float) -> None:

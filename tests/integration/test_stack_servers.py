@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Message, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from runtime.stack.kafka import Kafka
+from runtime.stack.kafka import QUICK_START, Kafka
 from runtime.stack.layout import Layout
 from runtime.stack.postgres import Postgres
 from runtime.stack.s3 import S3, S3Settings
@@ -75,7 +75,7 @@ def test_kafka_creates_no_topic_by_itself(kafka_bootstrap: str) -> None:
 
 
 def test_kafka_killed_comes_back_with_its_records_for_clients_that_stayed(own_layout: Layout) -> None:
-    kafka = Kafka(own_layout)
+    kafka = Kafka(own_layout, QUICK_START)
     with running(kafka, own_layout) as server:
         _create_topic(kafka.bootstrap, "frames")
         producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})

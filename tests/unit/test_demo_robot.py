@@ -32,15 +32,15 @@ class CountingWorld:
     def failed(self) -> bool:
         return len(self.actions) >= self._limit
 
-    def reset(self) -> str:
+    def reset(self, task: str | None = None) -> str:
         self.actions = []
         return "pick up the red block"
 
-    def observe(self) -> tuple[bytes, NDArray[np.float32]]:
+    async def look(self) -> tuple[bytes, NDArray[np.float32]]:
         return JPEG, np.zeros(8, np.float32)
 
-    def step(self, action: NDArray[np.float32]) -> None:
-        self.actions.append(action)
+    def step(self, action: NDArray[np.floating]) -> None:
+        self.actions.append(action.astype(np.float32))
 
     def frame(self) -> NDArray[np.uint8]:
         return np.zeros((64, 64, 3), np.uint8)
@@ -76,7 +76,8 @@ def robot(world: CountingWorld, client: ScriptedClient, clock: ManualClock, **pa
         status=RobotStatus("arm-1", "REST"),
         client=client,
         world=world,
-        task_of=lambda instruction: "pick",
+        look=world.look,
+        tasks=("pick", "reach"),
         hold=HOLD,
         pace=Pace(**pace),
         logbook=Logbook(),
@@ -92,7 +93,7 @@ def refused(code: str = "no_live_worker", retry_after_s: float = 0.0) -> Refused
 
 async def test_a_robot_executes_the_first_actions_of_each_chunk_and_looks_again() -> None:
     world, client, clock = CountingWorld(goal=10), ScriptedClient(), ManualClock()
-    record = await robot(world, client, clock, execute=4).episode("e-1")
+    record = await robot(world, client, clock, execute=4).episode("e-1", "pick")
     assert record.end is EpisodeEnd.SUCCESS
     assert [o.step for o in client.observations] == [0, 4, 8]
     assert len(world.actions) == 10
@@ -102,7 +103,7 @@ async def test_a_robot_executes_the_first_actions_of_each_chunk_and_looks_again(
 
 async def test_each_request_says_what_was_executed_since_the_last() -> None:
     client = ScriptedClient([None, refused()])
-    await robot(CountingWorld(goal=8), client, ManualClock(), execute=4).episode("e-1")
+    await robot(CountingWorld(goal=8), client, ManualClock(), execute=4).episode("e-1", "pick")
     first, second, after_hold = client.observations
     assert first.executed is None
     np.testing.assert_array_equal(second.executed, chunk().actions[:4])
@@ -116,7 +117,7 @@ async def test_each_request_says_what_was_executed_since_the_last() -> None:
 async def test_without_actions_the_robot_holds_and_asks_anew(error: RobotClientError) -> None:
     world, client, clock = CountingWorld(goal=4), ScriptedClient([error, error]), ManualClock()
     arm = robot(world, client, clock, execute=4)
-    record = await arm.episode("e-1")
+    record = await arm.episode("e-1", "pick")
     assert record.end is EpisodeEnd.SUCCESS
     assert (record.control_steps, record.held_steps) == (4, 2)
     # Each look has a step of its own, so no request is a duplicate of the one before.
@@ -130,14 +131,12 @@ async def test_without_actions_the_robot_holds_and_asks_anew(error: RobotClientE
 async def test_a_refusal_that_names_a_time_is_given_it_up_to_a_second() -> None:
     clock = ManualClock()
     client = ScriptedClient([refused(retry_after_s=0.7), refused(retry_after_s=30)])
-    await robot(CountingWorld(goal=1), client, clock).episode("e-1")
+    await robot(CountingWorld(goal=1), client, clock).episode("e-1", "pick")
     assert clock.pauses_s[:2] == [0.7, 1.0]
 
 
 async def test_an_episode_without_success_ends_as_a_failure() -> None:
-    stuck = await robot(CountingWorld(goal=999), ScriptedClient(), ManualClock(), max_control_steps=20).episode("e")
-    assert (stuck.end, stuck.control_steps) == (EpisodeEnd.FAILURE, 20)
-    failed = await robot(CountingWorld(goal=999, limit=6), ScriptedClient(), ManualClock()).episode("e")
+    failed = await robot(CountingWorld(goal=999, limit=6), ScriptedClient(), ManualClock()).episode("e", "pick")
     assert (failed.end, failed.control_steps) == (EpisodeEnd.FAILURE, 6)
 
 
@@ -162,7 +161,7 @@ async def test_an_episode_that_is_cut_short_is_written_down_as_unfinished() -> N
 async def test_no_episode_is_begun_once_the_time_is_over_or_the_number_reached() -> None:
     arm = robot(CountingWorld(goal=1), ScriptedClient(), ManualClock())
     await arm.work(lambda: True, episodes=3)
-    assert len(arm.logbook.episodes) == 3
+    assert [e.task for e in arm.logbook.episodes] == ["pick", "reach", "pick"]
     await arm.work(lambda: False)
     assert len(arm.logbook.episodes) == 3
     assert arm.status.succeeded == 3
@@ -172,8 +171,8 @@ async def test_a_robots_wrong_clock_is_what_it_sends() -> None:
     client = ScriptedClient()
     arm = robot(CountingWorld(goal=1), client, ManualClock())
     skewed = Robot(**{f: getattr(arm, f) for f in Robot.__dataclass_fields__} | {"clock_skew_ms": 3_600_000})
-    await arm.episode("e-1")
-    await skewed.episode("e-2")
+    await arm.episode("e-1", "pick")
+    await skewed.episode("e-2", "pick")
     right, wrong = (o.captured_at_ms for o in client.observations)
     assert right is not None
     assert wrong is not None

@@ -20,7 +20,7 @@ from examples.demo.film import Film, strip_indices
 from examples.demo.record import ACTIONS, EpisodeEnd, EpisodeRecord, Logbook, RequestRecord, RobotStatus
 
 CARD = CardFigures(1.0, {"pick": 1.0, "reach": 0.9})
-TIMINGS = {"request_gate": 1.0, "queue": 2.0, "inference": 10.0, "action_gate": 0.5}
+TIMINGS = {"request_gate": 1.0, "queue": 2.0, "inference": 10.0, "results": 1.5, "action_gate": 0.5}
 
 
 @dataclass(frozen=True)

@@ -170,9 +170,10 @@ def test_a_revoked_partition_is_finished_and_committed_before_it_changes_hands(b
         with running(broker, second) as two:
             revoked = one.metrics.rebalances.labels("revoked")
             assert broker.wait_for(lambda: revoked._value.get() == 1)  # noqa: SLF001
-            assert not two.processor.joined
-            first.finish_all()
             assert broker.wait_for(lambda: two.processor.joined)
+            assert second.seen == []
+            first.finish_all()
+            assert broker.wait_for(lambda: len(two.consumers[0].owned) == 1)
             for partition in (0, 1):
                 broker.append(TOPIC, b"after", None, [], partition)
             first.wait_seen(7)

@@ -79,7 +79,13 @@ def test_an_outcome_becomes_a_chunk_with_stage_timings() -> None:
     read = chunk_from_outcome(outcome(), {})
     np.testing.assert_array_equal(read.actions, actions())
     assert not read.actions.flags.writeable
-    assert read.timings_ms == {"request_gate": 1.0, "queue": 2.0, "inference": 12.0, "action_gate": 0.5}
+    assert read.timings_ms == {
+        "request_gate": 1.0,
+        "queue": 2.0,
+        "inference": 12.0,
+        "results": 1.0,
+        "action_gate": 0.5,
+    }
     assert (read.control_rate_hz, read.batch_size, read.safety.mode) == (10.0, 3, "reject")
     assert not read.replayed
 

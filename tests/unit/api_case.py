@@ -1,0 +1,266 @@
+"""An API without its servers: the gateway answers from the test, keys come from dictionaries."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from ingest_api.app import Services, create_app
+from ingest_api.federation import Target
+from ingest_api.gateway import Question
+from ingest_api.health import Dependency, Health
+from ingest_api.key_stores import KeyRecord
+from ingest_api.keys import KeyRing, hash_key
+from ingest_api.replies import Reply
+from runtime.errors import Unavailable
+from runtime.metrics import Metrics
+from runtime.settings import Settings
+from runtime.workers import LiveWorkers
+from schemas.messages import (
+    ActionChunk,
+    ActionMatrix,
+    InferenceRequest,
+    InferenceResult,
+    Outcome,
+    RequestSummary,
+    SafetyMode,
+    SafetyReport,
+    StageTimes,
+    WorkerHeartbeat,
+)
+from tests.cards import cards
+from tests.pictures import jpeg
+
+KEY = "vla_abcdefgh_" + "s" * 43
+CUSTOMER = "customer-1"
+NOW_US = 1_700_000_000_000_000
+
+
+class ManualClock:
+    def __init__(self, now_s: float = 1000.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def key_record(key: str = KEY, **changes: Any) -> KeyRecord:
+    fields: dict[str, Any] = {
+        "key_hash": hash_key(key),
+        "key_id": "k-1",
+        "customer_id": CUSTOMER,
+        "tier": "pro",
+        "scopes": ("inference",),
+        "is_active": True,
+        "customer_active": True,
+        "expires_at_s": None,
+        **changes,
+    }
+    return KeyRecord(**fields)
+
+
+class DictKeys:
+    """A key table and a key cache that can be taken away."""
+
+    def __init__(self, *records: KeyRecord) -> None:
+        self.records = {record.key_hash: record for record in records}
+        self.written_at_s: dict[str, float] = {}
+        self.away = False
+        self.asked = 0
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.away:
+            raise Unavailable("away, as the test wants it")
+
+    def find(self, key_hash: str) -> KeyRecord | None:
+        self._ask()
+        return self.records.get(key_hash)
+
+    def get(self, key_hash: str) -> tuple[KeyRecord, float] | None:
+        self._ask()
+        record = self.records.get(key_hash)
+        return (record, self.written_at_s[key_hash]) if record is not None else None
+
+    def put(self, record: KeyRecord, at_s: float, *, keep_s: float) -> None:
+        self._ask()
+        self.records[record.key_hash] = record
+        self.written_at_s[record.key_hash] = at_s
+
+
+#: What the pipeline says to a request. An exception is what the gateway's future brings; None: nothing ever.
+Answer = Callable[[InferenceRequest], Reply | Exception | None]
+
+
+class ScriptedGateway:
+    """The way through Kafka, played by the test."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.refuses: Exception | None = None
+        self.waiting_for: list[str] = []
+        self.asked: list[Question] = []
+        self.requests: list[InferenceRequest] = []
+        self.timeouts_s: list[float] = []
+        self.futures: list[asyncio.Future[Reply]] = []
+
+    def ask(self, question: Question, timeout_s: float) -> asyncio.Future[Reply]:
+        if self.refuses is not None:
+            raise self.refuses
+        self.asked.append(question)
+        self.timeouts_s.append(timeout_s)
+        request = InferenceRequest.FromString(question.value)
+        self.requests.append(request)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.futures.append(future)
+        match self.answer(request):
+            case None:
+                pass
+            case Exception() as error:
+                future.set_exception(error)
+            case Reply() as reply:
+                future.set_result(reply)
+        return future
+
+
+class ListedHistory:
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.away = False
+
+    def find(self, customer_id: str, request_id: str) -> list[dict[str, Any]]:
+        if self.away:
+            raise Unavailable("away")
+        return self.rows.get((customer_id, request_id), [])
+
+
+def chunk_outcome(request: InferenceRequest, **changes: Any) -> Outcome:
+    """Actions for a request: 4 steps of 3, all marks of time set, a deadline far ahead."""
+    fields: dict[str, Any] = {
+        "row_id": "row-1",
+        "request": RequestSummary(
+            request_id=request.request_id,
+            robot_id=request.robot_id,
+            robot_type=request.robot_type,
+            model=request.model,
+            episode_id=request.episode_id,
+            step=request.step,
+            deadline_ms=2**53,
+        ),
+        "chunk": ActionChunk(
+            actions=ActionMatrix(horizon=4, dim=3, values=[0.1, 0.0, 1.0] * 4),
+            names=["dx", "dy", "gripper"],
+            units=["m", "m", "1"],
+            control_rate_hz=10,
+            safety=SafetyReport(
+                score=0.9, mode=SafetyMode.SAFETY_MODE_REJECT, checks={"range": 0.9, "dims": 1.0}, modified=False
+            ),
+            result=InferenceResult(result_id="result-1", model_revision="abc", batch_size=3),
+        ),
+        "times": StageTimes(
+            gate_start_us=NOW_US + 1_000,
+            gate_end_us=NOW_US + 2_000,
+            infer_start_us=NOW_US + 4_000,
+            infer_end_us=NOW_US + 5_000,
+            action_gate_start_us=NOW_US + 5_500,
+            action_gate_end_us=NOW_US + 6_000,
+        ),
+        **changes,
+    }
+    return Outcome(**fields)
+
+
+def acts(request: InferenceRequest) -> Reply:
+    return Reply("c", chunk_outcome(request).SerializeToString())
+
+
+@dataclass
+class Api:
+    """An application, what it stands on, and a client of it."""
+
+    settings: Settings = field(
+        default_factory=lambda: Settings(_env_file=None, database_url=SecretStr("postgresql://x"))
+    )
+    gateway: ScriptedGateway = field(default_factory=lambda: ScriptedGateway(acts))
+    table: DictKeys = field(default_factory=lambda: DictKeys(key_record()))
+    cache: DictKeys = field(default_factory=DictKeys)
+    history: ListedHistory = field(default_factory=ListedHistory)
+    metrics: Metrics = field(default_factory=Metrics)
+    workers: LiveWorkers = field(default_factory=lambda: LiveWorkers(3.5, clock=lambda: 0.0, now=lambda: 0.0))
+    dependencies: dict[str, Dependency] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+    app: FastAPI = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.beat()
+        self.keys = KeyRing(
+            cache=self.cache, table=self.table, ttl_s=5, stale_s=600, metrics=self.metrics, clock=ManualClock()
+        )
+        health = Health(
+            dependencies=self.dependencies,
+            waiting_for=lambda: self.gateway.waiting_for,
+            workers=self.workers,
+            cards=cards(),
+            metrics=self.metrics,
+        )
+        services = Services(
+            cards=cards(),
+            metrics=self.metrics,
+            gateway=self.gateway,
+            keys=self.keys,
+            workers=self.workers,
+            history=self.history,
+            health=health,
+            federate_targets=lambda: self.targets,
+        )
+        self.app = create_app(self.settings, services)
+
+    def beat(self, **changes: Any) -> None:
+        """A heartbeat of a worker."""
+        fields = {"worker_id": "w-1", "deployment": "test-model-a", "model": "test-model", "device": "cpu", **changes}
+        beat = WorkerHeartbeat(**fields)
+        self.workers.update(beat.worker_id.encode(), beat.SerializeToString(), 0)
+
+    def worker_leaves(self, worker_id: str = "w-1") -> None:
+        self.workers.update(worker_id.encode(), None, 0)
+
+    def client(self, key: str | None = KEY) -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {key}"} if key is not None else {}
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://api", headers=headers)
+
+    async def post(self, json: Any = None, *, key: str | None = KEY, **options: Any) -> httpx.Response:
+        async with self.client(key) as client:
+            content = {} if json is None else {"json": json}
+            return await client.post("/v1/inference", **content, **options)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    """A good request; a field changed to ... is left out."""
+    fields: dict[str, Any] = {
+        "robot_id": "arm-1",
+        "robot_type": "test_arm",
+        "model": "test-model",
+        "instruction": "push the red block left",
+        "images": [{"camera": "base", "data": base64.b64encode(jpeg()).decode()}],
+        "state": [0.5, 0.5],
+        "episode_id": "e-1",
+        "step": 7,
+        **changes,
+    }
+    return {name: value for name, value in fields.items() if value is not ...}
+
+
+def sandbox(folder: Path, **changes: Any) -> Settings:
+    """Settings that read nothing of the environment's files."""
+    return Settings(_env_file=None, stack_file=folder / "stack.json", **changes)
