@@ -15,6 +15,9 @@ import click
 
 from runtime.errors import EXIT_CONFIG, VlastreamError
 
+#: The extra that a package's dependencies come with.
+_EXTRAS = {"ingest_api": "api", "stream_agents": "agents", "gpu_consumers": "gpu", "sinks": "sinks"}
+
 
 def _load(target: str) -> Callable[..., Any]:
     """The function named `module:function`. A missing package becomes a sentence that names the extra."""
@@ -23,11 +26,11 @@ def _load(target: str) -> Callable[..., Any]:
         return cast(Callable[..., Any], getattr(importlib.import_module(module), function))
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
-        extra = {
-            "ingest_api": "api", "stream_agents": "agents", "gpu_consumers": "gpu", "sinks": "sinks", "examples": "local",
-        }.get(package, "local")  # fmt: skip
+        if (error.name or "").partition(".")[0] == package and package != "examples":
+            raise  # a module of ours that is missing is a fault of ours, not a package to install
         raise click.ClickException(
-            f"{error.name} is not installed: install vlastream[{extra}], or run `make setup` in the repository"
+            f"{error.name} is not installed: install vlastream[{_EXTRAS.get(package, 'local')}], "
+            "or run `make setup` in the repository"
         ) from error
 
 

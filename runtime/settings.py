@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from runtime.errors import Fatal
 from schemas.cards import valid_name
 
+DEFAULT_STACK_FILE = Path(".vlastream/stack.json")
 _REPOSITORY = Path(__file__).resolve().parent.parent
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -42,7 +45,7 @@ class Settings(BaseSettings):
     role_instance: int = Field(default=0, ge=0)
     data_dir: Path = Path(".vlastream/data")
     #: Written by the embedded stack; read for /metrics/federate.
-    stack_file: Path = Path(".vlastream/stack.json")
+    stack_file: Path = DEFAULT_STACK_FILE
     #: role=url pairs for /metrics/federate where there is no stack file.
     federate_targets: Annotated[tuple[str, ...], NoDecode] = ()
     log_level: LogLevel = "INFO"
@@ -111,10 +114,42 @@ class Settings(BaseSettings):
         return "postgresql+psycopg://" + url.split("://", 1)[1]
 
 
+class _StackFileSource(PydanticBaseSettingsSource):
+    """Where the servers of a running embedded stack are: the last word, for commands typed beside it."""
+
+    def __call__(self) -> dict[str, Any]:
+        path = Path(self.current_state.get("stack_file") or DEFAULT_STACK_FILE)
+        try:
+            stack = json.loads(path.read_text(encoding="utf-8"))
+            found = {"database_url": stack["database"], "kafka_bootstrap_servers": stack["kafka"]}
+            found |= {"redis_url": stack["redis"], "fleets": stack["fleets"]}
+            return found | {f"s3_{name}": value for name, value in stack["s3"].items()}
+        except (OSError, ValueError, KeyError):
+            return {}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+
+class _SettingsBesideStack(Settings):
+    """What neither environment nor `.env` names is taken from the embedded stack that runs in this folder."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, _StackFileSource(settings_cls)
+
+
 def load_settings() -> Settings:
     """Settings of this process. Raises Fatal with one line per problem, naming the variable."""
     try:
-        return Settings()
+        return _SettingsBesideStack()
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
         raise Fatal("the settings cannot be used:\n  " + "\n  ".join(lines)) from error

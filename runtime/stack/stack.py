@@ -213,6 +213,8 @@ class Stack:
             "STACK_FILE": str(self.layout.stack_file.resolve()),
             "LOG_FORMAT": "json",
             "FLEETS": "demo",
+            # A broker of our own lets a dead member go sooner than the default of other installations.
+            "KAFKA_SESSION_TIMEOUT_MS": "3000",
             **self._env,
         }
 
@@ -230,6 +232,7 @@ class Stack:
                 "redis": self._valkey.url,
                 "s3": asdict(self._s3.settings),
                 "api_key": self._api_key,
+                "fleets": self._shared_env()["FLEETS"],
                 "supervisor_pid": os.getpid(),
                 "processes": [
                     {"role": component.role, "pid": pids[component.name], "metrics": component.metrics_url}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -25,7 +26,19 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     (tmp_path / ".env").write_text(EXAMPLE.read_text().replace("CARDS_DIR=deploy", f"CARDS_DIR={ROOT}/deploy"))
-    assert load_settings() == Settings(_env_file=None)
+    assert load_settings().model_dump() == Settings(_env_file=None).model_dump()
+
+
+def test_commands_beside_an_embedded_stack_find_its_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".vlastream").mkdir()
+    s3 = {"endpoint": "http://s3", "bucket": "b", "access_key": "a", "secret_key": "s"}
+    stack = {"kafka": "kafka:1", "database": "postgresql://db", "redis": "redis://r", "s3": s3, "fleets": "north"}
+    (tmp_path / ".vlastream" / "stack.json").write_text(json.dumps(stack))
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "named:1")
+    settings = load_settings()
+    assert settings.kafka_bootstrap_servers == "named:1", "the environment goes before the stack"
+    assert (settings.fleets, settings.s3_endpoint) == (("north",), "http://s3")
 
 
 def test_a_wrong_setting_is_named_with_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
