@@ -111,6 +111,7 @@ class ScriptedGateway:
         self.requests: list[InferenceRequest] = []
         self.timeouts_s: list[float] = []
         self.futures: list[asyncio.Future[Reply]] = []
+        self.was_asked = asyncio.Event()
 
     def ask(self, question: Question, timeout_s: float) -> asyncio.Future[Reply]:
         if self.refuses is not None:
@@ -121,6 +122,7 @@ class ScriptedGateway:
         self.requests.append(request)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.futures.append(future)
+        self.was_asked.set()
         match self.answer(request):
             case None:
                 pass

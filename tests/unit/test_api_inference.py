@@ -55,7 +55,7 @@ def refuses(**changes: Any) -> Any:
 
     def answer(request: InferenceRequest) -> Reply:
         summary = RequestSummary(request_id=request.request_id, model=request.model, deadline_ms=2**53)
-        return Reply("c", Outcome(request=summary, rejection=Rejection(**fields)).SerializeToString())
+        return Reply("c", Outcome(row_id="row-1", request=summary, rejection=Rejection(**fields)).SerializeToString())
 
     return answer
 
@@ -403,8 +403,7 @@ async def test_a_client_that_leaves_is_not_waited_for() -> None:
         "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
     }  # fmt: skip
     call = asyncio.create_task(api.app(scope, receive, send))
-    while not api.gateway.futures:
-        await asyncio.sleep(0)
+    await api.gateway.was_asked.wait()
     left.set()
     await call
     assert api.gateway.futures[0].cancelled()
@@ -442,3 +441,10 @@ async def test_one_request_never_gets_the_answer_of_another() -> None:
     api.gateway.answer = acts
     answers = await asyncio.gather(*(api.post(body(robot_id=f"arm-{i}")) for i in range(20)))
     assert [answer.json()["robot_id"] for answer in answers] == [f"arm-{i}" for i in range(20)]
+
+
+async def test_a_refusal_that_is_in_no_log_is_not_called_recorded() -> None:
+    api = Api()
+    refusal = Outcome(rejection=Rejection(code="undecodable", status=400))
+    api.gateway.answer = lambda request: Reply("c", refusal.SerializeToString())
+    assert assert_problem(await api.post(body()), 400, "undecodable")["recorded"] is False

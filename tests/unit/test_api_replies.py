@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from ingest_api.gateway import KafkaGateway, NoReply, Question
 from ingest_api.replies import Pending
-from runtime.errors import Overloaded, Unavailable
+from runtime.errors import Fatal, Overloaded, Unavailable
 from runtime.metrics import Metrics
 from runtime.publisher import Delivered, OnDelivery
 from schemas import headers as h
 
 _IDS = st.sampled_from(["a", "b", "c", "d"])
-_STEPS = st.lists(st.tuples(st.sampled_from(["open", "settle", "fail", "cancel"]), _IDS), max_size=40)
+_STEPS = st.lists(st.tuples(st.sampled_from(["open", "settle", "fail", "cancel", "turn"]), _IDS), max_size=40)
 _CAPACITY = 3
 
 
@@ -36,6 +36,8 @@ async def _walk(steps: Iterable[tuple[str, str]]) -> None:
                     pending.open(name)
             else:
                 waiting[name] = pending.open(name)
+        elif step == "turn":
+            await asyncio.sleep(0)
         elif step == "cancel":
             if name in waiting:
                 future = waiting.pop(name)
@@ -106,14 +108,25 @@ class ReadyGateway(KafkaGateway):
 QUESTION = Question(value=b"v", robot_id=b"arm-1", request_id="r-1", customer_id="c-1")
 
 
-def ready_gateway(capacity: int = 10) -> tuple[ReadyGateway, ScriptedPublisher, Metrics]:
+def unexpected(error: BaseException) -> None:
+    raise AssertionError("the gateway gave up") from error
+
+
+def ready_gateway(
+    capacity: int = 10, on_failure: Callable[[BaseException], None] = unexpected
+) -> tuple[ReadyGateway, ScriptedPublisher, Metrics]:
     publisher, metrics = ScriptedPublisher(), Metrics()
 
     def no_consumer(on_error: object) -> Any:
         raise AssertionError("no consumer is built")
 
     gateway = ReadyGateway(
-        publisher=publisher, build_consumer=no_consumer, partition=3, capacity=capacity, metrics=metrics
+        publisher=publisher,
+        build_consumer=no_consumer,
+        partition=3,
+        capacity=capacity,
+        metrics=metrics,
+        on_failure=on_failure,
     )
     return gateway, publisher, metrics
 
@@ -174,6 +187,29 @@ async def test_a_publisher_that_refuses_leaves_nobody_waiting() -> None:
         gateway.ask(QUESTION, 10)
     await asyncio.sleep(0)
     assert waiting(metrics) == 0
+
+
+async def test_a_process_that_ends_leaves_nobody_waiting() -> None:
+    gateway, _, metrics = ready_gateway()
+    futures = [gateway.ask(QUESTION, 10) for _ in range(3)]
+    gateway.abandon()
+    for future in futures:
+        with pytest.raises(Unavailable, match="stopping"):
+            await future
+    assert waiting(metrics) == 0
+
+
+async def test_a_producer_that_is_done_for_ends_the_process_and_the_wait() -> None:
+    failures: list[BaseException] = []
+    gateway, publisher, _ = ready_gateway(on_failure=failures.append)
+    future = gateway.ask(QUESTION, 10)
+    await asyncio.to_thread(publisher.reports[0], None, Fatal("fenced"))
+    with pytest.raises(Unavailable):
+        await future
+    publisher.refuses = Fatal("fenced")
+    with pytest.raises(Fatal):
+        gateway.ask(QUESTION, 10)
+    assert len(failures) == 2
 
 
 async def test_too_many_that_wait_are_overload() -> None:

@@ -1,0 +1,26 @@
+"""The whole embedded stack with the real policy, started once for all end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from runtime.settings import Settings
+from runtime.stack.layout import Layout
+from runtime.stack.stack import Stack
+from tests.e2e.running_stack import RunningStack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    layout = Layout(tmp_path_factory.mktemp("stack"))
+    environment = {"DEFAULT_CONSENT_TIER": "full", "PARQUET_FLUSH_INTERVAL_S": "2"}
+    with Stack(layout, env=environment) as started:
+        yield RunningStack(layout, started)
+
+
+@pytest.fixture(scope="session")
+def settings(stack: RunningStack) -> Settings:
+    """Settings of a command that is typed beside the stack."""
+    return stack.settings
