@@ -9,7 +9,7 @@ import numpy as np
 
 from ingest_api.problems import Problem, fault
 from schemas.codes import Code
-from schemas.messages import ActionChunk, Outcome, Rejection, SafetyMode, SafetyReport, StageTimes, Violation
+from schemas.messages import ActionChunk, Outcome, SafetyMode, SafetyReport, StageTimes, Violation
 
 #: The parts of a request's time, in order. Each begins where the one before ends.
 PARTS = ("ingest", "request_gate", "queue", "inference", "results", "action_gate", "reply")
@@ -62,11 +62,12 @@ def chunk_document(outcome: Outcome, *, timings: dict[str, float], replayed: boo
     }
 
 
-def rejection_problem(rejection: Rejection, *, replayed: bool, timings: dict[str, float]) -> Problem:
-    """A recorded refusal: it is the request's durable outcome, the same id gets it again."""
+def rejection_problem(outcome: Outcome, *, replayed: bool, timings: dict[str, float]) -> Problem:
+    """A refusal. Recorded means: it is the request's durable outcome, the same id gets it again."""
+    rejection = outcome.rejection
     first = rejection.violations[0] if rejection.violations else None
     detail = f"{first.field}: {first.detail}" if first is not None else f"refused as {rejection.code}"
-    members: dict[str, Any] = {"recorded": True, "replayed": replayed, "timings_ms": timings}
+    members: dict[str, Any] = {"recorded": bool(outcome.row_id), "replayed": replayed, "timings_ms": timings}
     if rejection.HasField("safety"):
         members["safety"] = safety_document(rejection.safety)
     return Problem(

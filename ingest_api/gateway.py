@@ -6,11 +6,13 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ingest_api.replies import Build, Pending, Reply, ReplyReader
-from runtime.errors import Retry, Unavailable
+from runtime.errors import Fatal, Retry, Unavailable, VlastreamError
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.publisher import WARM_UP, Delivered, PublisherPort
@@ -58,10 +60,20 @@ class Gateway(Protocol):
 
 
 class KafkaGateway:
-    """Requests to vla.requests.v1, replies from one partition of vla.replies.v1."""
+    """Requests to vla.requests.v1, replies from one partition of vla.replies.v1.
+
+    on_failure: called from any thread once Kafka's clients are done for: only a new process helps.
+    """
 
     def __init__(
-        self, *, publisher: PublisherPort, build_consumer: Build, partition: int, capacity: int, metrics: Metrics
+        self,
+        *,
+        publisher: PublisherPort,
+        build_consumer: Build,
+        partition: int,
+        capacity: int,
+        metrics: Metrics,
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._publisher = publisher
         self._build_consumer = build_consumer
@@ -70,6 +82,7 @@ class KafkaGateway:
         self._metrics = metrics
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader: ReplyReader | None = None
+        self._on_failure = on_failure
         metrics.requests_waiting.set_function(lambda: len(self._pending))
 
     @property
@@ -78,14 +91,15 @@ class KafkaGateway:
             return ["reply path"]
         return [] if self._reader.brokers_up else ["kafka"]
 
-    def open(
-        self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None], timeout_s: float = 3.0
-    ) -> None:
-        """Find the end of our partition and prove the way there and back. Blocks; raises Unavailable."""
+    def open(self, loop: asyncio.AbstractEventLoop, timeout_s: float = 3.0) -> None:
+        """Find the end of our partition and prove the way there and back. Blocks; raises Unavailable.
+
+        May be tried again. loop: where futures live.
+        """
         self._loop = loop
         if self._reader is None:
             self._reader = ReplyReader(
-                self._build_consumer, partition=self._partition, deliver=self._deliver, on_failure=on_failure
+                self._build_consumer, partition=self._partition, deliver=self._deliver, on_failure=self._on_failure
             )
             self._reader.start()
         self._reader.prove(self._publish_proof, uuid.uuid4().bytes, timeout_s)
@@ -93,6 +107,10 @@ class KafkaGateway:
     def close(self, deadline: Deadline) -> None:
         if self._reader is not None:
             self._reader.close(deadline)
+
+    def abandon(self) -> None:
+        """Wait no longer for any reply, as the process ends. On the event loop's thread."""
+        self._pending.fail_all(Unavailable("this process is stopping", retry_after_s=1.0))
 
     def ask(self, question: Question, timeout_s: float) -> asyncio.Future[Reply]:
         missing = self.waiting_for
@@ -107,8 +125,10 @@ class KafkaGateway:
             nonlocal acknowledged
             if where is not None:
                 acknowledged = True
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(self._pending.fail, correlation_id, _as_unavailable(error))
+                return
+            if isinstance(error, Fatal):
+                self._on_failure(error)
+            self._on_loop(loop, partial(self._pending.fail, correlation_id, _as_unavailable(error)))
 
         def give_up() -> None:
             self._pending.fail(correlation_id, NoReply(acknowledged))
@@ -121,8 +141,10 @@ class KafkaGateway:
                 headers=self._headers(question, correlation_id),
                 on_delivery=report,
             )
-        except BaseException:
+        except VlastreamError as error:
             future.cancel()
+            if isinstance(error, Fatal):
+                self._on_failure(error)
             raise
         timer = loop.call_later(timeout_s, give_up)
         future.add_done_callback(lambda _: timer.cancel())
@@ -152,8 +174,14 @@ class KafkaGateway:
             raise Unavailable(str(error)) from error
 
     def _deliver(self, replies: list[Reply]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._settle, replies)
+        if self._loop is not None:
+            self._on_loop(self._loop, partial(self._settle, replies))
+
+    @staticmethod
+    def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+        # The loop is closed only when the process is going: nobody waits any more.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(call)
 
     def _settle(self, replies: list[Reply]) -> None:
         for reply in replies:

@@ -148,7 +148,7 @@ class InferenceRoute:
         kind = outcome.WhichOneof("kind")
         timings = self._timings(outcome, case)
         if kind == "rejection":
-            raise rejection_problem(outcome.rejection, replayed=reply.replayed, timings=timings)
+            raise rejection_problem(outcome, replayed=reply.replayed, timings=timings)
         if kind != "chunk" or not _is_matrix(outcome):
             raise _unreadable(case)
         expired = reply.expired or self._now_us() / 1000 > outcome.request.deadline_ms

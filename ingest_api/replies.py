@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -62,7 +63,7 @@ class Pending(Generic[T]):
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._futures[correlation_id] = future
         # However it ends, also by cancellation, nobody is left behind in the table.
-        future.add_done_callback(lambda _: self._futures.pop(correlation_id, None))
+        future.add_done_callback(partial(self._forget, correlation_id))
         return future
 
     def settle(self, correlation_id: str, answer: T) -> bool:
@@ -72,6 +73,15 @@ class Pending(Generic[T]):
             return False
         future.set_result(answer)
         return True
+
+    def _forget(self, correlation_id: str, future: asyncio.Future[T]) -> None:
+        # The id may be in use again by now.
+        if self._futures.get(correlation_id) is future:
+            del self._futures[correlation_id]
+
+    def fail_all(self, error: Exception) -> None:
+        for correlation_id in list(self._futures):
+            self.fail(correlation_id, error)
 
     def fail(self, correlation_id: str, error: Exception) -> bool:
         future = self._futures.pop(correlation_id, None)

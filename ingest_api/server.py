@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import sys
 import time
@@ -38,7 +39,9 @@ from schemas.topics import REPLIES, REQUESTS, WORKERS
 log = logging.getLogger(__name__)
 
 #: Share of the shutdown time that requests which wait for their reply get; the rest is for flush and close.
-_DRAIN_SHARE = 0.6
+_DRAIN_SHARE = 0.5
+#: Time for the answers to requests whose reply is not waited for any longer.
+_LAST_ANSWERS_S = 1
 #: Longer than a robot pauses between frames, so that its connection is still there.
 _KEEP_ALIVE_S = 75
 #: The event loop, the reply reader and the publisher share the interpreter: Python's 5 ms would be felt by a reply.
@@ -85,6 +88,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         partition=reply_partition(settings),
         capacity=settings.inference_queue_max_size,
         metrics=metrics,
+        on_failure=lifecycle.fail,
     )
     lifecycle.on_close("replies", gateway.close)
     database = connect(settings, client_id)
@@ -130,7 +134,8 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     started = time.monotonic()
     metrics.uptime.set_function(lambda: time.monotonic() - started)
     try:
-        await _serve(settings, lifecycle, uvicorn_config(settings, create_app(settings, services)))
+        config = uvicorn_config(settings, create_app(settings, services))
+        await _serve(settings, lifecycle, config, abandon=gateway.abandon)
     finally:
         connecting.cancel()
 
@@ -155,7 +160,7 @@ def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(round(settings.shutdown_timeout_s * _DRAIN_SHARE), 1),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s * _DRAIN_SHARE) + _LAST_ANSWERS_S,
     )
 
 
@@ -167,8 +172,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(settings: Settings, lifecycle: Lifecycle, config: uvicorn.Config) -> None:
-    """Serve until stopping; then no new connection, and waiting requests get their reply within the drain time."""
+async def _serve(
+    settings: Settings, lifecycle: Lifecycle, config: uvicorn.Config, *, abandon: Callable[[], None]
+) -> None:
+    """Serve until stopping; then no new connection, and waiting requests get their reply within the drain time.
+
+    abandon: ends the wait of those that got none, so that they are answered too.
+    """
     try:
         listener = socket.create_server(
             (settings.host, settings.port),
@@ -180,9 +190,11 @@ async def _serve(settings: Settings, lifecycle: Lifecycle, config: uvicorn.Confi
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): set HOST and PORT"
         ) from error
     server = _Server(config)
+    loop = asyncio.get_running_loop()
 
     def wake() -> None:
         server.should_exit = True
+        loop.call_soon_threadsafe(loop.call_later, settings.shutdown_timeout_s * _DRAIN_SHARE, abandon)
 
     lifecycle.on_stop(wake)
     if lifecycle.stopping.is_set():
@@ -202,7 +214,7 @@ async def _connect(settings: Settings, lifecycle: Lifecycle, way: _Way) -> None:
         # The first request shall find the leader of its partition known.
         await _until_available(lifecycle, lambda: _know_topic(way.producer, REQUESTS))
         loop = asyncio.get_running_loop()
-        await _until_available(lifecycle, lambda: way.gateway.open(loop, lifecycle.fail))
+        await _until_available(lifecycle, lambda: way.gateway.open(loop))
     except Exception as error:
         lifecycle.fail(error)
 

@@ -14,8 +14,8 @@ class RetryRule:
     first_pause_s doubles up to longest_pause_s between attempts for which the service named no time.
     """
 
-    attempt_share: float = 0.6
-    whole_below_s: float = 0.3
+    attempt_share: float = 0.7
+    whole_below_s: float = 0.7
     first_pause_s: float = 0.02
     longest_pause_s: float = 0.5
 

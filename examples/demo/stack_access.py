@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,15 +122,19 @@ def ensure_up(path: Path, say: Callable[[str], None]) -> tuple[Stack, bool]:
 def kill_role(path: Path, role: str) -> str:
     """kill -9 of the first process of a role; returns a sentence. Raises Fatal for a role that does not run."""
     stack = read_stack(path)
-    processes = stack.processes if stack is not None else []
-    victim = next((p for p in processes if p.role == role), None) or next(
-        (p for p in processes if p.role.startswith(role)), None
-    )
-    if victim is None:
-        known = ", ".join(sorted({p.role for p in processes}))
-        raise Fatal(f"no process has the role {role!r}; roles that run: {known}")
+    victim = victim_of(stack.processes if stack is not None else [], role)
     os.kill(victim.pid, signal.SIGKILL)
     return f"kill -9 of {victim.role} (process {victim.pid})"
+
+
+def victim_of(processes: Sequence[Process], role: str) -> Process:
+    """The first process of the role, else of a role that begins with it. Raises Fatal where there is none."""
+    for fits in (role.__eq__, lambda name: name.startswith(role)):
+        for process in processes:
+            if fits(process.role):
+                return process
+    known = ", ".join(sorted({p.role for p in processes})) or "none"
+    raise Fatal(f"no process has the role {role!r}; roles that run: {known}")
 
 
 def stop(say: Callable[[str], None]) -> None:

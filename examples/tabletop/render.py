@@ -65,6 +65,15 @@ def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """A part of the picture and how much of each of its pixels is covered: 0..1, (N, rows, columns)."""
+
+    rows: slice
+    columns: slice
+    coverage: Picture
+
+
 class _Grid:
     """Centres of the pixels in metres; y grows upwards."""
 
@@ -74,12 +83,22 @@ class _Grid:
         self.y = centres[::-1][None, :, None]
         self.pixel_m = 1.0 / side_px
 
-    def box(self, centre: Picture, half_x: Picture | float, half_y: Picture | float, soft_m: float = 0.0) -> Picture:
-        """Coverage 0..1 of axis-aligned boxes, (N, side, side); `soft_m` widens the edge."""
+    def box(self, centre: Picture, half_x: Picture | float, half_y: Picture | float, soft_m: float = 0.0) -> _Shape:
+        """Axis-aligned boxes, one in each world; `soft_m` widens the edge."""
         edge = max(self.pixel_m, soft_m)
-        x = np.clip((np.reshape(half_x, (-1, 1, 1)) - np.abs(self.x - centre[:, 0, None, None])) / edge + 0.5, 0, 1)
-        y = np.clip((np.reshape(half_y, (-1, 1, 1)) - np.abs(self.y - centre[:, 1, None, None])) / edge + 0.5, 0, 1)
-        return np.asarray(x * y, np.float32)
+        columns = self._window(centre[:, 0], half_x, edge)
+        rows = self._window(1 - centre[:, 1], half_y, edge)
+        away_x = np.abs(self.x[..., columns] - centre[:, 0, None, None])
+        away_y = np.abs(self.y[:, rows] - centre[:, 1, None, None])
+        x = np.clip((np.reshape(half_x, (-1, 1, 1)) - away_x) / edge + 0.5, 0, 1)
+        y = np.clip((np.reshape(half_y, (-1, 1, 1)) - away_y) / edge + 0.5, 0, 1)
+        return _Shape(rows, columns, np.asarray(x * y, np.float32))
+
+    def _window(self, centre: Picture, half: Picture | float, edge: float) -> slice:
+        """The pixels that the shape can touch in any world."""
+        reach = np.asarray(half) + edge
+        first, last = np.min(centre - reach) / self.pixel_m, np.max(centre + reach) / self.pixel_m
+        return slice(max(int(first), 0), max(int(last) + 1, 0))
 
 
 @lru_cache(maxsize=4)
@@ -97,14 +116,15 @@ def _table(side_px: int) -> Picture:
     return np.asarray(table.reshape(side_px, step, side_px, step, 3).mean(axis=(1, 3)), np.float32)
 
 
-def _blend(picture: Picture, coverage: Picture, colour: Picture) -> None:
-    """Lay a colour, (3,) or (N, 3), over the picture where it covers."""
+def _blend(picture: Picture, shape: _Shape, colour: NDArray[np.floating], opacity: float = 1.0) -> None:
+    """Lay a colour, (3,) or (N, 3), over the picture."""
+    part = picture[:, shape.rows, shape.columns]
     flat = np.reshape(colour, (-1, 1, 1, 3))
-    picture += coverage[..., None] * (flat - picture)
+    part += opacity * shape.coverage[..., None] * (flat - part)
 
 
-def _shade(picture: Picture, coverage: Picture) -> None:
-    picture *= 1 - coverage[..., None]
+def _shade(picture: Picture, shape: _Shape, darkness: float) -> None:
+    picture[:, shape.rows, shape.columns] *= 1 - darkness * shape.coverage[..., None]
 
 
 def _draw_block(picture: Picture, grid: _Grid, scene: Scene, index: int) -> None:
@@ -112,11 +132,12 @@ def _draw_block(picture: Picture, grid: _Grid, scene: Scene, index: int) -> None
     colour = _PALETTE[scene.colours[:, index]]
     half = HALF_BLOCK_M * (1 + 0.25 * height)
     offset = np.stack([0.018 + 0.06 * height, -0.022 - 0.06 * height], axis=1)
-    _shade(picture, 0.38 * grid.box(centre + offset, half, half, soft_m=0.04))
+    _shade(picture, grid.box(centre + offset, half, half, soft_m=0.04), darkness=0.38)
     _blend(picture, grid.box(centre, half, half), colour * 0.72)
     lit = np.array([[-0.008, 0.010]], np.float32)
     _blend(picture, grid.box(centre + lit, half * 0.86, half * 0.84), colour)
-    _blend(picture, 0.25 * grid.box(centre + 3.2 * lit, half * 0.42, half * 0.36, soft_m=0.05), np.ones(3, np.float32))
+    glint = grid.box(centre + 3.2 * lit, half * 0.42, half * 0.36, soft_m=0.05)
+    _blend(picture, glint, np.ones(3, np.float32), opacity=0.25)
 
 
 def _draw_gripper(picture: Picture, grid: _Grid, scene: Scene) -> None:
@@ -128,7 +149,7 @@ def _draw_gripper(picture: Picture, grid: _Grid, scene: Scene) -> None:
     offset = np.stack([0.012 + 0.09 * height, -0.014 - 0.10 * height], axis=1)
     for side in (-1.0, 1.0):
         centre = scene.gripper + np.stack([side * gap, np.zeros_like(gap)], axis=1)
-        _shade(picture, 0.42 * grid.box(centre + offset, 0.017 * scale, 0.047 * scale, soft_m=0.03))
+        _shade(picture, grid.box(centre + offset, 0.017 * scale, 0.047 * scale, soft_m=0.03), darkness=0.42)
     for side in (-1.0, 1.0):
         centre = scene.gripper + np.stack([side * gap, np.zeros_like(gap)], axis=1)
         _blend(picture, grid.box(centre, 0.019 * scale, 0.050 * scale), shade * 0.55)

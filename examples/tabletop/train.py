@@ -78,14 +78,14 @@ def build_model() -> PI0ForConditionalGeneration:
         max_state_dim=STATE_DIM,
         max_action_dim=ACTION_DIM,
         num_inference_steps=5,
-        initializer_range=0.04,
+        initializer_range=0.04,  # type: ignore[call-arg] # kept as an attribute, which weight initialisation reads
     )
     return PI0ForConditionalGeneration(config)
 
 
 def build_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment] # the stub lacks the setter
+    tokenizer.pre_tokenizer = Whitespace()
     return tokenizer
 
 
@@ -112,7 +112,8 @@ class AuxiliaryHeads(nn.Module):
         text_mask = mask[:, PATCHES:].unsqueeze(-1).float()
         error = (self.place(after_1[:, PATCHES:]) - (xy[:, None] - 0.5) * 4) ** 2
         place = (error * text_mask).sum() / (text_mask.sum() * 2)
-        return cross_entropy + offset + place
+        total: torch.Tensor = cross_entropy + offset + place
+        return total
 
 
 class Demonstrations:
@@ -193,9 +194,8 @@ def loss_of(
     length = cache.get_seq_length()
     flow = torch.zeros(())
     for _ in range(noises):
-        flow = flow + model(
-            state=batch["state"], actions=batch["actions"], attention_mask=mask, past_key_values=cache
-        ).loss.mean()
+        output = model(state=batch["state"], actions=batch["actions"], attention_mask=mask, past_key_values=cache)
+        flow = flow + output.loss.mean()
         cache.crop(length)
     auxiliary = heads.loss(outputs.hidden_states[1], outputs.hidden_states[2], mask, batch["xy"])
     return flow / noises, auxiliary

@@ -1,8 +1,8 @@
 """A tabletop with three blocks and a gripper: many worlds at once, pure numpy.
 
 The table is 1 m x 1 m, seen from above; x to the right, y away from the viewer, z up, all in metres. An action is
-(dx, dy, dz, drx, dry, drz, gripper): metres and radians a step, at most 0.08 m; rotations are ignored; gripper 0 opens, 1
-closes. Proprioceptive state: (x, y, z, rx, ry, rz, left finger, right finger): metres and radians.
+(dx, dy, dz, drx, dry, drz, gripper): metres and radians a step, at most 0.08 m; rotations are ignored; gripper 0
+opens, 1 closes. Proprioceptive state: (x, y, z, rx, ry, rz, left finger, right finger): metres and radians.
 
     world = TabletopWorld(seed=7)
     instruction = world.reset()
@@ -92,19 +92,18 @@ class Worlds:
     def success(self) -> Bools:
         x = self.target_xy[:, 0]
         lifted = (self.held == self.target) & (self.gripper[:, 2] > LIFTED_Z_M)
-        return np.select(
-            [self.task == 0, self.task == 1, self.task == 2],
-            [self.still >= STILL_STEPS, lifted, x < PUSHED_LEFT_X_M],
-            x > PUSHED_RIGHT_X_M,
-        )
+        by_task = np.stack([self.still >= STILL_STEPS, lifted, x < PUSHED_LEFT_X_M, x > PUSHED_RIGHT_X_M])
+        success: Bools = by_task[self.task, np.arange(self.count)]
+        return success
 
     @property
     def failed(self) -> Bools:
         """A block that was not named was lifted, or moved by more than 0.1 m."""
-        wrong = (self.held >= 0) & (self.held != self.target) & (self.gripper[:, 2] > LIFTED_Z_M - 0.05)
+        lifted = (self.held >= 0) & (self.held != self.target) & (self.gripper[:, 2] > LIFTED_Z_M - 0.05)
         moved = np.abs(self.blocks - self.start).max(axis=2) > 0.1
         moved[np.arange(self.count), self.target] = False
-        return wrong | moved.any(axis=1)
+        failed: Bools = lifted | moved.any(axis=1)
+        return failed
 
     def states(self) -> NDArray[np.float32]:
         """(N, 8) proprioceptive states."""
@@ -227,13 +226,13 @@ class TabletopWorld:
         self.steps += 1
 
     def state(self) -> NDArray[np.float32]:
-        return self._worlds.states()[0]
+        return np.asarray(self._worlds.states()[0])
 
     def frame(self) -> NDArray[np.uint8]:
         """What the camera sees: uint8 (224, 224, 3), RGB."""
         from examples.tabletop.render import render
 
-        return render(self.scene(), 224)[0]
+        return np.asarray(render(self.scene(), 224)[0])
 
     def observe(self) -> tuple[bytes, NDArray[np.float32]]:
         """JPEG of the frame and the proprioceptive state (8,)."""

@@ -52,8 +52,8 @@ class DeterministicPolicy:
         if missing:
             raise PolicyError(f"no image of camera {', '.join(missing)}")
         fault = ""
-        if self._config.faults and "fault " in observation.instruction:
-            fault = observation.instruction.partition("fault ")[2].split()[0]
+        if self._config.faults:
+            fault, *_ = observation.instruction.partition("fault ")[2].split() or [""]
         if fault == "refuse":
             raise PolicyError("asked to refuse")
         return _Prepared(self._chunk(observation), fault)

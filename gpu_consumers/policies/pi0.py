@@ -7,9 +7,11 @@ code. transformers' own PI0 processor is bypassed: its statistics are fixed; our
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 from transformers import PI0ForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from gpu_consumers.policies.contract import Observation, PolicyError
 from runtime.errors import Fatal
@@ -40,7 +43,11 @@ class PI0PolicyConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One observation as tensors: images (cameras, 3, side, side) in -1..1, tokens and mask (length,), state and noise."""
+    """One observation as tensors, scaled as the model wants them.
+
+    images: (cameras, 3, side, side) in -1..1; tokens and mask: (length,); state: (max_state_dim,);
+    noise: (chunk_size, max_action_dim).
+    """
 
     images: torch.Tensor
     tokens: torch.Tensor
@@ -59,10 +66,7 @@ class PI0Policy:
         folder = _checked_folder(card)
         self.revision = _digest(folder / "model.safetensors")
         self._dtype = _DTYPES[card.dtype.value]
-        self._model = PI0ForConditionalGeneration.from_pretrained(
-            folder, dtype=self._dtype, use_safetensors=True, local_files_only=True
-        )
-        self._model.to(device).eval()
+        self._model = _load_model(folder, self._dtype, card.deployment).to(device).eval()
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         vision = self._model.config.vlm_config.vision_config
         self._side_px = int(vision.image_size)
@@ -99,7 +103,8 @@ class PI0Policy:
             noise=torch.stack([item.noise for item in batch]).to(self.device, self._dtype),
             num_steps=self._config.denoising_steps,
         )
-        return actions.float().cpu()
+        on_cpu: torch.Tensor = actions.float().cpu()
+        return on_cpu
 
     def finish(self, raw: torch.Tensor, size: int) -> list[NDArray[np.float32]]:
         scaled = raw[:size, : self.card.horizon, : self.card.action_dim].numpy()
@@ -140,6 +145,23 @@ def _checked_folder(card: ModelCard) -> Path:
     if missing:
         raise Fatal(f"deployment {card.deployment}: {folder} lacks {', '.join(missing)}")
     return folder
+
+
+def _load_model(folder: Path, dtype: torch.dtype, deployment: str) -> Any:
+    # What transformers warns of is an error below, or (`crop`) about a version that we do not run.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    # Any: the annotations of transformers know neither the pair that comes back nor plain tensors as arguments.
+    loader: Any = PI0ForConditionalGeneration
+    model, report = loader.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    # transformers makes missing tensors up at random and goes on.
+    if report["missing_keys"]:
+        raise Fatal(
+            f"deployment {deployment}: {folder / 'model.safetensors'} lacks {', '.join(sorted(report['missing_keys']))}"
+        )
+    return model
 
 
 def _digest(path: Path) -> str:

@@ -22,4 +22,7 @@ def load_policy(card: ModelCard, device: str) -> Policy:
         known = ", ".join(sorted(_POLICIES))
         raise Fatal(f"deployment {card.deployment} wants policy {card.policy!r}; known are: {known}")
     module, _, name = target.partition(":")
-    return cast(Policy, getattr(importlib.import_module(module), name)(card, device))
+    try:
+        return cast(Policy, getattr(importlib.import_module(module), name)(card, device))
+    except ValueError as error:  # pydantic's ValidationError, too
+        raise Fatal(f"deployment {card.deployment}: its card does not fit policy {card.policy}: {error}") from error

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ingest_api.gateway import KafkaGateway, NoReply, Question
 from ingest_api.keys import create_key
@@ -79,6 +80,7 @@ class Responder:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = threading.Event()
+        self._listening = threading.Event()
         self.speak = threading.Event()
         self.seen: list[tuple[InferenceRequest, dict[str, str]]] = []
         self._threads = [threading.Thread(target=self._answer), threading.Thread(target=self._beat)]
@@ -86,6 +88,7 @@ class Responder:
     def __enter__(self) -> Responder:
         for thread in self._threads:
             thread.start()
+        assert self._listening.wait(60), "the responder found no topic"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,8 +99,9 @@ class Responder:
     def _answer(self) -> None:
         producer = build_producer(self._settings, "responder")
         consumer = build_consumer(self._settings, "responder", group=None)
-        ends = end_positions(consumer, REQUESTS)
+        ends = _ends(consumer)
         consumer.assign([TopicPartition(REQUESTS, partition, end) for partition, end in ends.items()])
+        self._listening.set()
         held: list[tuple[InferenceRequest, dict[str, str]]] = []
         while not self._stop.is_set():
             message = consumer.poll(0.02)
@@ -129,6 +133,18 @@ class Responder:
             producer.flush(5)
             if self._stop.wait(0.5):
                 return
+
+
+def _ends(consumer: Consumer, timeout_s: float = 60.0) -> dict[int, int]:
+    """End of each partition of the requests. Topics that were just made may have no leader yet."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return end_positions(consumer, REQUESTS)
+        except (Unavailable, KafkaException):
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.1)
 
 
 def fail(error: BaseException) -> None:
@@ -295,6 +311,10 @@ def key(fresh_database: str) -> str:
     return create_key(settings, "robot@example.org", "pro")
 
 
+def _is_available(client: httpx.Client, url: str) -> bool:
+    return bool(client.get(f"{url}/v1/models/test-model").json()["available"])
+
+
 def test_several_processes_serve_and_end_in_order(settings: Settings, apis: list[ApiProcess], key: str) -> None:
     headers = {"authorization": f"Bearer {key}"}
     with Responder(settings) as responder, httpx.Client(trust_env=False, headers=headers, timeout=30) as client:
@@ -304,7 +324,7 @@ def test_several_processes_serve_and_end_in_order(settings: Settings, apis: list
             for api in apis:
                 robot_id = f"arm-{number}"
                 # The first heartbeat may come after the API is ready.
-                _poll(lambda url=api.url: client.get(f"{url}/v1/models/test-model").json()["available"])
+                _poll(partial(_is_available, client, api.url))
                 answer = client.post(f"{api.url}/v1/inference", json=body(robot_id=robot_id))
                 assert answer.status_code == 200, answer.text
                 assert answer.json()["robot_id"] == robot_id

@@ -141,7 +141,7 @@ async def test_a_lost_reply_is_asked_for_again_with_the_same_bytes(kafka_bootstr
 
     with responding(kafka_bootstrap, fleet, second_time) as responder:
         async with robot(kafka_bootstrap, fleet, "arm-1") as arm:
-            chunk = await arm.infer(observation(), ttl_ms=3000)
+            chunk = await arm.infer(observation(), ttl_ms=5000)
         assert isinstance(chunk, ActionChunk)
         assert chunk.attempts == 2
         assert len({value for _, _, value, _ in responder.seen}) == 1

@@ -18,6 +18,9 @@ from examples.demo import live, summary
 from examples.demo.evaluation import CardFigures, read_card
 from examples.demo.film import Film, strip_indices
 from examples.demo.record import ACTIONS, EpisodeEnd, EpisodeRecord, Logbook, RequestRecord, RobotStatus
+from examples.demo.stack_access import Process, Stack, victim_of
+from examples.demo.written import look_commands
+from runtime.errors import Fatal
 
 CARD = CardFigures(1.0, {"pick": 1.0, "reach": 0.9})
 TIMINGS = {"request_gate": 1.0, "queue": 2.0, "inference": 10.0, "results": 1.5, "action_gate": 0.5}
@@ -168,3 +171,36 @@ def test_a_film_shows_a_successful_episode_of_its_robot_only(tmp_path: Path) -> 
     with Image.open(paths[0]) as gif, Image.open(paths[1]) as strip:
         assert getattr(gif, "n_frames", 1) == 4
         assert strip.width > 4 * 80
+
+
+def test_the_role_to_kill_is_found_by_its_name_or_its_beginning() -> None:
+    processes = [Process("sink postgres", 1), Process("gate", 2), Process("gate", 3), Process("gpu", 4)]
+    assert [victim_of(processes, role).pid for role in ("gate", "gpu", "sink")] == [2, 4, 1]
+    with pytest.raises(Fatal, match="gate, gpu, sink postgres"):
+        victim_of(processes, "embedder")
+
+
+def test_settings_of_a_stack_are_what_its_file_says() -> None:
+    document = {
+        "api": "http://127.0.0.1:1",
+        "kafka": "127.0.0.1:2",
+        "database": "postgresql://u:p@127.0.0.1:3/vla",
+        "redis": "redis://127.0.0.1:4",
+        "s3": {"endpoint": "http://127.0.0.1:5", "bucket": "b", "access_key": "a", "secret_key": "s"},
+        "api_key": "k",
+        "processes": [{"role": "api", "pid": 7, "metrics": "http://127.0.0.1:1/metrics"}],
+    }
+    stack = Stack(document)
+    settings = stack.settings()
+    assert settings.kafka_bootstrap_servers == "127.0.0.1:2"
+    assert settings.s3_endpoint == "http://127.0.0.1:5"
+    assert settings.fleets == ("demo",)
+    assert stack.processes == [Process("api", 7)]
+
+
+def test_the_commands_name_the_database_and_the_newest_object() -> None:
+    s3 = {"endpoint": "http://127.0.0.1:5", "bucket": "b", "access_key": "a", "secret_key": "s"}
+    commands = look_commands("postgresql://u:p@h/d", s3, "outcomes/x.parquet")
+    assert "postgresql://u:p@h/d" in commands[0]
+    assert "'b/outcomes/x.parquet'" in commands[1]
+    assert len(look_commands("postgresql://u:p@h/d", s3, None)) == len(commands) - 1

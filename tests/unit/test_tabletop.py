@@ -194,10 +194,10 @@ def test_the_embodiment_card_catches_a_fault(step: int, dim: int, value: float) 
 def test_the_embodiment_card_catches_shaking_and_leaving_the_table() -> None:
     state = np.array([0.5, 0.5, 0.2, 0, 0, 0, 0.04, 0.04], np.float32)
     shaking = np.zeros((8, 7), np.float32)
-    shaking[:, 0] = 0.095 * (-1.0) ** np.arange(8)
+    shaking[:, 0] = 0.08 * (-1.0) ** np.arange(8)
     assert not verdict_passes(shaking, state)
     leaving = np.zeros((8, 7), np.float32)
-    leaving[:, 1] = 0.09
+    leaving[:, 1] = 0.08
     assert not verdict_passes(leaving, state + np.array([0, 0.4, 0, 0, 0, 0, 0, 0], np.float32))
 
 
@@ -208,14 +208,23 @@ def verdict_passes(
     return evaluate_chunk(chunk, arm_card(), state=state, previous=previous, mode=mode, min_score=0.7).passed
 
 
-def test_the_trained_policy_does_its_tasks_in_closed_loop() -> None:
+def test_the_trained_policy_does_its_tasks_in_closed_loop_within_the_limits() -> None:
     from examples.tabletop.evaluate import PolicyActor, run
-    from gpu_consumers.policies.pi0 import PI0Policy
+    from gpu_consumers.policies.registry import load_policy
 
-    cards = load_cards(CARDS)
-    card = cards.deployment("tabletop-pi0")
+    card = load_cards(CARDS).deployment("tabletop-pi0")
     assert card is not None
-    actor = PolicyActor(PI0Policy(card), cards)
+    actor = PolicyActor(load_policy(card, "cpu"), arm_card())
     result = run(actor, 8, batch=8)
-    assert sum(result.wins.values()) >= 7
-    assert actor.unsafe <= actor.chunks // 100
+    assert result.wins.total() >= 7
+    assert actor.refused.total() <= actor.chunks // 50
+
+
+def test_a_policy_that_is_told_something_else_does_something_else() -> None:
+    from examples.tabletop.evaluate import AnyInstruction
+
+    worlds = [TabletopWorld(seed) for seed in range(20)]
+    say = AnyInstruction()
+    told = [say(world) for world in worlds]
+    assert told == [say(world) for world in worlds]
+    assert sum(text == world.instruction for text, world in zip(told, worlds, strict=True)) < 5
