@@ -43,7 +43,7 @@ class PostgresHistory:
             .limit(_MOST_ROWS)
         )
         with self._database.begin() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return [dict(zip(_COLUMNS, row, strict=True)) for row in connection.execute(query)]
 
 
 def build_router(keys: KeyRing, history: History) -> APIRouter:
