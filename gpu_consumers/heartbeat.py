@@ -10,7 +10,7 @@ from gpu_consumers.cost import CostModel
 from gpu_consumers.devices import DeviceMonitor, device_name
 from gpu_consumers.policies.contract import Policy
 from runtime.errors import VlastreamError
-from runtime.publisher import PublisherPort
+from runtime.publisher import Delivered, PublisherPort
 from schemas import headers as h
 from schemas.messages import WorkerHeartbeat
 from schemas.topics import WORKERS
@@ -42,6 +42,8 @@ class Heartbeat:
         self._fill = fill
         self._device_name = device_name(policy.device)
         self._sent = False
+        #: Heartbeats that the broker has.
+        self.acknowledged = 0
 
     def beat(self) -> None:
         card = self._policy.card
@@ -71,7 +73,13 @@ class Heartbeat:
             event_type="vla.worker.v1", event_id=self._worker_id, source="gpu_consumers", now_s=time.time()
         )
         try:
-            self._publisher.publish(WORKERS, value, key=self._worker_id.encode(), headers=h.encode(headers))
+            self._publisher.publish(
+                WORKERS, value, key=self._worker_id.encode(), headers=h.encode(headers), on_delivery=self._delivered
+            )
         except VlastreamError as error:
             # The next second brings the next one.
             log.warning("heartbeat not sent: %s", error, extra={"action": "heartbeat"})
+
+    def _delivered(self, where: Delivered | None, error: Exception | None) -> None:
+        if where is not None:
+            self.acknowledged += 1

@@ -128,7 +128,9 @@ class Worker:
 
     def waiting(self) -> list[str]:
         """What this worker waits for before it takes requests."""
-        steps = {"the warm-up": self._warm, "its group": self._processor.joined}
+        # At the second heartbeat API and gate have long read the first: who is ready is asked, too.
+        known = self._heartbeat.acknowledged >= 2
+        steps = {"the warm-up": self._warm, "its group": self._processor.joined, "its heartbeats": known}
         return [name for name, passed in steps.items() if not passed]
 
     @property
@@ -143,7 +145,7 @@ class Worker:
         if self._infer.running_s > self._policy_timeout_s:
             self._on_hang(f"the policy has not come back from a batch for {self._policy_timeout_s:.0f} s")
         self._metrics.queue_depth.labels(self._policy.card.deployment).set(self.queue_depth)
-        if not self.waiting():
+        if self._warm and self._processor.joined:
             self._heartbeat.beat()
 
     def _stop_intake(self, deadline: Deadline) -> None:

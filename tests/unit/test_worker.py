@@ -107,7 +107,8 @@ class Running:
 
     def start(self) -> None:
         self.thread.start()
-        assert self.broker.wait_for(lambda: not self.worker.waiting())
+        # The worker serves from its first heartbeat on; readiness, which waits for the second, is for probes.
+        assert self.broker.wait_for(lambda: set(self.worker.waiting()) <= {"its heartbeats"})
 
     def stop(self) -> int:
         self.policy.open.set()
@@ -403,7 +404,7 @@ def test_heartbeats_begin_when_the_worker_can_serve_and_say_what_it_costs(runnin
 
 def test_no_heartbeat_before_the_warm_up() -> None:
     run = Running()
-    assert run.worker.waiting() == ["the warm-up", "its group"]
+    assert run.worker.waiting() == ["the warm-up", "its group", "its heartbeats"]
     assert run.broker.records(WORKERS) == []
 
 
