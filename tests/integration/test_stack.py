@@ -53,7 +53,8 @@ def test_the_stack_describes_itself_and_restarts_what_dies_at_the_same_port(tmp_
     layout = Layout(tmp_path / "stack")
     with Stack(layout, roles=ROLES, setup_steps=SETUP_STEPS):
         told = read_json(layout.stack_file)
-        assert set(told) == {"api", "kafka", "database", "redis", "s3", "api_key", "processes", "supervisor_pid"}
+        addresses = {"api", "kafka", "database", "redis", "s3", "api_key"}
+        assert set(told) == addresses | {"fleets", "processes", "supervisor_pid"}
         assert set(told["s3"]) == {"endpoint", "bucket", "access_key", "secret_key"}
         assert told["api_key"] == "vla_secret"
         assert [process["role"] for process in told["processes"]] == [
