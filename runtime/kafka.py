@@ -80,6 +80,8 @@ def build_producer(settings: Settings, client_id: str) -> Producer:
             "partitioner": "murmur2_random",
             "compression.type": "none",
             "message.max.bytes": MAX_RECORD_BYTES,
+            # A topic's max.message.bytes holds for a whole batch: a burst must not be packed into a larger one.
+            "batch.size": MAX_MESSAGE_BYTES // 2,
             "delivery.timeout.ms": 30_000,
             "queue.buffering.max.kbytes": 64 * 1024,
         }

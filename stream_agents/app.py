@@ -19,7 +19,7 @@ from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.topics import GATE_APP, GATE_CHANGELOG, GATE_TABLE, RESULTS
 from stream_agents.delivery import end_process
-from stream_agents.takeover import OffsetGuard, hold_flow_during_recovery
+from stream_agents.takeover import FinishedOnly, OffsetGuard, hold_flow_during_recovery
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Gate:
         self.app = app
         self._metrics = metrics
         self._guards: list[OffsetGuard] = []
+        self._finished = FinishedOnly()
         self._recovered = False
         self._partitions = partitions
         self._request_topics = request_topics
@@ -122,12 +123,22 @@ class Gate:
                     record = record_of_event(event)
                     guard.check(record.topic, record.partition, record.offset)
                     self._metrics.records_consumed.labels(record.topic).inc()
-                    await finish(handle(record))
+                    await finish(self._handle(handle, record))
                 except Exception as error:
                     log.exception("an agent cannot go on", extra={"action": "agent_failed"})
                     end_process(error)
 
         self.app.agent(channel, name=f"{GATE_APP}-{name}")(agent)
+
+    async def _handle(self, handle: Handle, record: Record) -> None:
+        await handle(record)
+        self._finished.finish(record.topic, record.partition, record.offset)
+
+    async def start(self) -> None:
+        """Join the group and begin."""
+        self.app.finalize()
+        self._finished.install(self.app.consumer)
+        await self.app.start()
 
     def _on_gap(self, text: str) -> None:
         self._metrics.offset_gaps.inc()

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from functools import partial
-from typing import Any
 
 from runtime.control import StopList
 from runtime.errors import Fatal
@@ -117,10 +116,10 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         metrics=metrics,
     )
     gate.install(on_request=requests.handle, on_completion=actions.handle, restore=table.restore)
-    await _run_until_stopped(gate.app, lifecycle, metrics)
+    await _run_until_stopped(gate, lifecycle, metrics)
 
 
-async def _run_until_stopped(app: Any, lifecycle: Lifecycle, metrics: Metrics) -> None:
+async def _run_until_stopped(gate: Gate, lifecycle: Lifecycle, metrics: Metrics) -> None:
     """Run the Faust app until a signal, or until it crashes by itself."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -132,9 +131,9 @@ async def _run_until_stopped(app: Any, lifecycle: Lifecycle, metrics: Metrics) -
     lifecycle.on_stop(wake)
     if lifecycle.stopping.is_set():
         return
-    app.finalize()
     started = time.monotonic()
-    await app.start()
+    await gate.start()
+    app = gate.app
     metrics.uptime.set_function(lambda: time.monotonic() - started)
     while not stop.is_set():
         try:

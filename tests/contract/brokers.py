@@ -17,6 +17,7 @@ from runtime.processor import OnCommit
 from runtime.publisher import Publisher, PublisherPort
 from runtime.settings import Settings
 from runtime.testing import InMemoryBroker
+from schemas.topics import MAX_MESSAGE_BYTES
 
 TIMEOUT_S = 30.0
 
@@ -67,7 +68,8 @@ class RealKafka:
 
     def create_topic(self, partitions: int) -> str:
         name = f"contract-{uuid.uuid4().hex[:12]}"
-        topic = NewTopic(name, partitions, 1, config={"message.timestamp.type": "LogAppendTime"})
+        config = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
+        topic = NewTopic(name, partitions, 1, config=config)
         self._admin.create_topics([topic])[name].result(TIMEOUT_S)
         return name
 

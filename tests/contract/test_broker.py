@@ -131,6 +131,13 @@ def test_keys_are_placed_by_murmur2_and_offsets_are_contiguous(broker: BrokerUnd
         assert offsets == list(range(len(offsets)))
 
 
+def test_a_burst_of_frames_for_one_partition_is_taken_whole(broker: BrokerUnderTest) -> None:
+    """The broker's limit on a record is its limit on a batch of records, too."""
+    topic = broker.create_topic(1)
+    places = publish(broker, topic, [(b"robot", bytes(50_000), None)] * 100 + [(b"robot", bytes(600_000), None)] * 5)
+    assert [where.offset for where in places] == list(range(105))
+
+
 async def test_send_awaits_where_the_record_lies(broker: BrokerUnderTest) -> None:
     topic = broker.create_topic(3)
     first = await broker.publisher.send(topic, b"1", key=b"robot", partition=2)
