@@ -67,8 +67,10 @@ class ActionAgent:
             await self._dead_letters.send(record, reason=poison.reason, stage="action_gate", error=poison)
             return
         row = self._table.get(completion.row_id)
+        if row is None and completion.request.source.partition == record.partition:
+            row = self._table.adopt(completion.row_id, completion.request, record.timestamp_ms)
         if row is None or row.decided:
-            # Unknown: its request will be read again and forwarded again. Decided: the first one won.
+            # Unknown: nobody's, or long decided and evicted. Decided: the first one won.
             self._metrics.completions_dropped.labels("unknown" if row is None else "decided").inc()
             return
         outcome = self._outcome(completion, record, row, started_us)

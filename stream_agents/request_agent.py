@@ -90,6 +90,9 @@ class RequestAgent:
             await self._answer_again(case, standing, address)
         elif isinstance(standing, Redelivery) and standing.record.decided:
             self._metrics.gate_decisions.labels("already_decided").inc()
+            if not standing.record.digest:
+                # Adopted from its completion: whoever waits for it was not known then.
+                await self._answer_again(case, RetryOf(row_id, standing.record), address)
         else:
             await self._settle(case, self._verdict(case, standing), again=isinstance(standing, Redelivery))
         self._table.evict(record.partition, record.timestamp_ms)

@@ -11,10 +11,19 @@ from collections import defaultdict, deque
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 
+from schemas import headers as h
 from schemas import ids
 from schemas.codes import Code
 from schemas.headers import Source
-from schemas.messages import ActionMatrix, InferenceRequest, LastChunk, ReplyAddress, RequestRecord, TableValue
+from schemas.messages import (
+    ActionMatrix,
+    InferenceRequest,
+    LastChunk,
+    ReplyAddress,
+    RequestRecord,
+    RequestSummary,
+    TableValue,
+)
 
 #: Longest distance between a request and a retry that is answered with the first outcome.
 IDENTITY_WINDOW_MS = 300_000
@@ -90,7 +99,8 @@ class RequestTable:
         first = self._records.get(first_id) if first_id is not None else None
         if first is None or first_id is None or record.appended_at_ms - first.appended_at_ms > self._keep_ms:
             return New()
-        return RetryOf(first_id, first) if first.digest == record.digest else Reused()
+        # A row that was made from its completion knows no digest: the identity has to do.
+        return RetryOf(first_id, first) if first.digest in (record.digest, b"") else Reused()
 
     def is_duplicate(self, row_id: str, record: RequestRecord) -> bool:
         """Whether another request brought this observation within the window and was not refused."""
@@ -117,6 +127,29 @@ class RequestTable:
             self._write(row_id, record)
 
     # --- the action agent's questions
+
+    def adopt(self, row_id: str, summary: RequestSummary, now_ms: int) -> RequestRecord | None:
+        """Make the row of a completion whose request this process never recorded, None where it is none of ours.
+
+        The process that forwarded the request may have ended before its changelog record reached the broker. The
+        completion is trusted as far as its row id, which only the gate could derive, fits what it says.
+        """
+        source = h.Source(summary.source.topic, summary.source.partition, summary.source.offset)
+        derived = ids.row_id(summary.customer_id, summary.robot_id, summary.request_id, source)
+        if derived != row_id or now_ms - summary.requested_at_ms > self._keep_ms:
+            return None
+        record = RequestRecord(
+            customer_id=summary.customer_id,
+            robot_id=summary.robot_id,
+            request_id=summary.request_id,
+            episode_id=summary.episode_id,
+            step=summary.step,
+            source=summary.source,
+            appended_at_ms=summary.requested_at_ms,
+            deadline_ms=summary.deadline_ms,
+        )
+        self.remember(row_id, record)
+        return record
 
     def get(self, row_id: str) -> RequestRecord | None:
         return self._records.get(row_id)

@@ -190,6 +190,23 @@ async def test_a_crash_before_the_table_kept_the_outcome_repeats_the_same_outcom
     assert again.chunk == first.chunk
 
 
+async def test_a_request_whose_row_was_lost_on_the_way_gets_its_outcome_all_the_same() -> None:
+    bench = GateBench()
+    asked = request()
+    bench.ask(asked)
+    await bench.step(REQUESTS)
+    bench.infer()
+    bench.store.clear()
+    bench.start()
+    await bench.step(RESULTS)
+    (outcome,) = bench.outcomes()
+    assert outcome.request.request_id == asked.request_id
+    await bench.redeliver(REQUESTS)
+    await bench.redeliver(RESULTS)
+    assert len(bench.outcomes()) == 1
+    assert bench.answers()[-1].outcome == outcome
+
+
 async def test_a_completion_that_nobody_asked_for_is_dropped_and_counted() -> None:
     bench = GateBench()
     completion = Completion(row_id="nobody's", result=InferenceResult())
