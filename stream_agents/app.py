@@ -19,7 +19,8 @@ from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.topics import GATE_APP, GATE_CHANGELOG, GATE_TABLE, RESULTS
 from stream_agents.delivery import end_process
-from stream_agents.takeover import FinishedOnly, OffsetGuard, hold_flow_during_recovery
+from stream_agents.log_reader import LogReader
+from stream_agents.takeover import Progress, committed_offset, hold_flow_during_recovery
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +64,13 @@ def build_app(settings: Settings, data_dir: Path) -> Any:
 class Gate:
     """Owns the app, its table and its two agents."""
 
-    def __init__(self, app: Any, *, request_topics: list[str], partitions: int, metrics: Metrics) -> None:
+    def __init__(
+        self, app: Any, *, request_topics: list[str], partitions: int, log_reader: LogReader, metrics: Metrics
+    ) -> None:
         self.app = app
+        self._log_reader = log_reader
         self._metrics = metrics
-        self._guards: list[OffsetGuard] = []
-        self._finished = FinishedOnly()
+        self._progress = Progress()
         self._recovered = False
         self._partitions = partitions
         self._request_topics = request_topics
@@ -94,8 +97,7 @@ class Gate:
 
         def restored() -> None:
             owned = {tp.partition for tp in self.app.assignor.assigned_actives()}
-            for guard in self._guards:
-                guard.reset()
+            self._progress.moved(owned)
             restore(owned)
             self._recovered = True
             self._metrics.rebalances.labels("recovered").inc()
@@ -106,8 +108,6 @@ class Gate:
         self._agent("action", [RESULTS], on_completion)
 
     def _agent(self, name: str, topics: list[str], handle: Handle) -> None:
-        guard = OffsetGuard(self._on_gap)
-        self._guards.append(guard)
         channel = self.app.topic(
             *topics,
             key_type=bytes,
@@ -120,36 +120,48 @@ class Gate:
         async def agent(stream: Any) -> None:
             async for event in stream.events():
                 try:
-                    record = record_of_event(event)
-                    guard.check(record.topic, record.partition, record.offset)
-                    self._metrics.records_consumed.labels(record.topic).inc()
-                    await finish(self._handle(handle, record))
+                    await self._advance(handle, record_of_event(event), committed_offset(self.app, event.message.tp))
                 except Exception as error:
                     log.exception("an agent cannot go on", extra={"action": "agent_failed"})
                     end_process(error)
 
         self.app.agent(channel, name=f"{GATE_APP}-{name}")(agent)
 
+    async def _advance(self, handle: Handle, record: Record, committed: int | None) -> None:
+        """Handle a record, and before it those that Faust did not hand on."""
+        place = (record.topic, record.partition)
+        missed = self._progress.missed(place, record.offset, committed)
+        if missed:
+            found = await self._log_reader.read(*place, missed)
+            self._progress.pass_over(place, missed, [lost.offset for lost in found])
+            self._metrics.offset_gaps.inc(1 if found else 0)
+            log.info(
+                "Faust passed over %d records of %s/%d before offset %d; they are handled now",
+                len(found),
+                *place,
+                record.offset,
+                extra={"action": "read_again"},
+            )
+            for lost in found:
+                await finish(self._handle(handle, lost))
+        await finish(self._handle(handle, record))
+
     async def _handle(self, handle: Handle, record: Record) -> None:
+        self._metrics.records_consumed.labels(record.topic).inc()
         await handle(record)
-        self._finished.finish(record.topic, record.partition, record.offset)
+        self._progress.finish((record.topic, record.partition), record.offset)
 
     async def start(self) -> None:
         """Join the group and begin."""
         self.app.finalize()
-        self._finished.install(self.app.consumer)
+        self._progress.install(self.app.consumer)
         await self.app.start()
-
-    def _on_gap(self, text: str) -> None:
-        self._metrics.offset_gaps.inc()
-        end_process(RuntimeError(text))
 
 
 async def finish(work: Awaitable[None]) -> None:
     """Await, and when cancelled meanwhile go on to the end all the same.
 
-    Faust acknowledges an event when its agent lets go of it, also when that is because the agent is cancelled
-    at shutdown: what was begun must be done by then.
+    What was begun at a shutdown is then done and committed, rather than done once more by the next owner.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
-from runtime.errors import Poison, Retry
+from runtime.errors import Poison
 from runtime.kafka import Record
 from runtime.metrics import Metrics
 from schemas import headers as h
@@ -28,9 +28,9 @@ from schemas.messages import (
     Violation,
 )
 from schemas.summary import summarize
-from schemas.topics import RESULTS, accepted_topic
+from schemas.topics import OUTCOMES, RESULTS, accepted_topic
 from stream_agents.delivery import DeadLetters, Delivery, Outgoing
-from stream_agents.outcome_log import OutcomeLog
+from stream_agents.log_reader import LogReader
 from stream_agents.replies import Origins, reply
 from stream_agents.request_rules import Accepted, Circumstances, Fault, Refused, judge
 from stream_agents.request_table import Redelivery, RequestTable, RetryOf, Reused, record_of
@@ -48,7 +48,7 @@ class RequestAgent:
         origins: Origins,
         delivery: Delivery,
         dead_letters: DeadLetters,
-        outcome_log: OutcomeLog,
+        log_reader: LogReader,
         circumstances: Callable[[int], Circumstances],
         default_ttl_ms: int,
         max_ttl_ms: int,
@@ -59,7 +59,7 @@ class RequestAgent:
         self._origins = origins
         self._delivery = delivery
         self._dead_letters = dead_letters
-        self._outcome_log = outcome_log
+        self._log_reader = log_reader
         self._circumstances = circumstances
         self._default_ttl_ms = default_ttl_ms
         self._max_ttl_ms = max_ttl_ms
@@ -172,11 +172,9 @@ class RequestAgent:
         )
 
     async def _read_outcome(self, first: RequestRecord) -> bytes | None:
-        while True:
-            try:
-                return await self._outcome_log.read(first.source.partition, first.outcome_offset)
-            except Retry as error:
-                log.warning("reading the outcome again: %s", error, extra={"action": "retry"})
+        where = range(first.outcome_offset, first.outcome_offset + 1)
+        found = await self._log_reader.read(OUTCOMES, first.source.partition, where)
+        return found[0].value if found else None
 
     async def _bury(self, record: Record, headers: dict[str, str], poison: Poison) -> None:
         """Dead letter; if somebody who waits can be made out, a refusal besides. It is no outcome: nothing was read."""

@@ -23,7 +23,7 @@ from schemas.topics import CONTROL, REPLIES, WORKERS
 from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
-from stream_agents.outcome_log import OutcomeLog
+from stream_agents.log_reader import LogReader
 from stream_agents.replies import Origins
 from stream_agents.request_agent import RequestAgent, circumstances_of
 from stream_agents.request_table import RequestTable
@@ -55,10 +55,13 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     origins = Origins(settings.fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
     data_dir.mkdir(parents=True, exist_ok=True)
+    log_reader = LogReader(partial(build_consumer, settings, f"{client_id}-log", group=None))
+    lifecycle.on_close("log reader", log_reader.close)
     gate = Gate(
         build_app(settings, data_dir),
         request_topics=origins.topics,
         partitions=settings.kafka_partitions,
+        log_reader=log_reader,
         metrics=metrics,
     )
     warm = asyncio.Event()
@@ -84,8 +87,6 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     def stop_of(customer_id: str, robot_id: str, model: str) -> Control | None:
         return stops.stop_of(customer_id=customer_id, robot_id=robot_id, model=model)
 
-    outcome_log = OutcomeLog(partial(build_consumer, settings, f"{client_id}-outcomes", group=None))
-    lifecycle.on_close("outcome log", outcome_log.close)
     delivery = Delivery(publisher, metrics)
     dead_letters = DeadLetters(delivery, metrics, group="vla-gate")
     table = RequestTable(gate.store, dedup_window_ms=round(settings.dedup_window_s * 1000))
@@ -94,7 +95,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         origins=origins,
         delivery=delivery,
         dead_letters=dead_letters,
-        outcome_log=outcome_log,
+        log_reader=log_reader,
         circumstances=circumstances_of(
             cards=cards,
             has_live_worker=lambda deployment: bool(workers.live(deployment)),

@@ -3,19 +3,24 @@
 As shipped, Faust 0.15.3 resumes partitions after a table's recovery while the flow is still active; its
 fetcher then fills the stream queues, and `flow_control.resume()` clears them (`clear_on_resume`). What was
 in them is gone, and later acknowledgements commit past it (tables/recovery.py, `on_recovery_completed`).
+The mend stops the flow in a recover callback of every table; Faust resumes it right after.
 
-The mend stops the flow in a recover callback of every table; Faust resumes it right after. The guard is the
-proof: on topics that are neither compacted nor transactional a partition's offsets are contiguous, so an
-agent that sees a gap has lost something and must end before anything is acknowledged.
+A partition without a committed offset is not read again after that: aiokafka's `seek_to_committed` leaves it
+where it is. So every agent checks that offsets follow one another, and reads again what it was not given.
+
+Nor are Faust's commits used as they are: it acknowledges events that its streams only pass over (streams.py,
+`skipped_value`), counts what it never handed on as acknowledged (transport/consumer.py, `_add_gap`), and
+passes one unfinished event (`_new_offset`). `Progress` decides instead, from what the agents have finished.
 """
 
+# ruff: noqa: SLF001 - Faust offers no other way in.
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-log = logging.getLogger(__name__)
+#: Topic and partition.
+Place = tuple[str, int]
 
 
 def hold_flow_during_recovery(app: Any, table: Any, restored: Callable[[], None]) -> None:
@@ -28,47 +33,74 @@ def hold_flow_during_recovery(app: Any, table: Any, restored: Callable[[], None]
         restored()
 
 
-class OffsetGuard:
-    """Sees every offset that an agent gets. One instance an agent; not thread-safe."""
-
-    def __init__(self, on_gap: Callable[[str], None]) -> None:
-        self._on_gap = on_gap
-        self._last: dict[tuple[str, int], int] = {}
-
-    def check(self, topic: str, partition: int, offset: int) -> None:
-        """Call `on_gap` where records were skipped since the last event of this assignment."""
-        last = self._last.get((topic, partition))
-        self._last[(topic, partition)] = offset
-        if last is not None and offset > last + 1:
-            self._on_gap(f"{topic}/{partition}: {offset} follows {last}, {offset - last - 1} records were lost")
-
-    def reset(self) -> None:
-        """Partitions moved: the next offset of each may be any."""
-        self._last.clear()
+def committed_offset(app: Any, partition: Any) -> int | None:
+    """The offset to read next that the group has for a partition; None if it has none."""
+    offset = app.consumer._committed_offset.get(partition)
+    return int(offset) if offset is not None else None
 
 
-class FinishedOnly:
-    """Lets Faust acknowledge only what an agent has finished.
+class Progress:
+    """What the agents have got and finished of each partition. Pure bookkeeping, not thread-safe.
 
-    Faust also acknowledges what its streams pass over: events of an older generation, and those that arrive while
-    the flow is stopped (streams.py, `skipped_value`). At a shutdown its last commit would take them in, unread.
+    An offset is committed only where every one before it, from the committed one on, is finished or is known
+    to hold no record (transaction markers, and what retention has deleted).
     """
 
     def __init__(self) -> None:
-        self._finished: set[tuple[str, int, int]] = set()
+        self._next: dict[Place, int] = {}
+        self._finished: dict[Place, set[int]] = {}
+        self._empty: dict[Place, dict[int, int]] = {}
 
-    def finish(self, topic: str, partition: int, offset: int) -> None:
-        self._finished.add((topic, partition, offset))
+    def moved(self, owned: set[int]) -> None:
+        """Partitions were assigned: each is read again from its committed offset."""
+        self._next.clear()
+        for kept in (self._finished, self._empty):
+            for place in [place for place in kept if place[1] not in owned]:
+                del kept[place]
+
+    def missed(self, place: Place, offset: int, committed: int | None) -> range:
+        """Note an event that an agent got; the offsets that should have come before it and did not.
+
+        committed: the offset to read next that the group has for the partition, None if it has none.
+        """
+        expected = self._next.get(place, committed or 0)
+        self._next[place] = offset + 1
+        return range(expected, offset)
+
+    def pass_over(self, place: Place, missed: range, found: Sequence[int]) -> None:
+        """Note which of the missed offsets hold no record: all but those found, which are in order."""
+        start = missed.start
+        for offset in (*found, missed.stop):
+            if offset > start:
+                self._empty.setdefault(place, {})[start] = offset
+            start = offset + 1
+
+    def finish(self, place: Place, offset: int) -> None:
+        """Note an event whose every output is acknowledged by the broker."""
+        self._finished.setdefault(place, set()).add(offset)
+
+    def committable(self, place: Place, committed: int | None) -> int | None:
+        """The offset to commit, that is, the next one to read after a restart; None if nothing is new.
+
+        committed: as the broker has it. A commit that failed is offered again.
+        """
+        start = low = committed or 0
+        finished, empty = self._finished.get(place, set()), self._empty.get(place, {})
+        finished -= {offset for offset in finished if offset < start}
+        for offset in [offset for offset in empty if empty[offset] <= start]:
+            del empty[offset]
+        while low in finished or low in empty:
+            low = empty.get(low, low + 1)
+        return low if low != start else None
 
     def install(self, consumer: Any) -> None:
-        """Stand before the consumer's `ack`, the one place that every acknowledgement passes."""
-        acknowledge = consumer.ack
+        """Stand before the one function that says what Faust's consumer commits."""
 
-        def ack(message: Any) -> bool:
-            place = (message.topic, message.partition, message.offset)
-            if place not in self._finished:
-                return False
-            self._finished.discard(place)
-            return bool(acknowledge(message))
+        def new_offset(partition: Any) -> int | None:
+            # What Faust itself has noted is of no use, and would grow.
+            consumer._acked[partition].clear()
+            consumer._acked_index[partition].clear()
+            consumer._gap.pop(partition, None)
+            return self.committable((partition.topic, partition.partition), consumer._committed_offset[partition])
 
-        consumer.ack = ack
+        consumer._new_offset = new_offset

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.kafka import Record
 from runtime.metrics import Metrics
 from runtime.testing import InMemoryBroker
 from schemas import headers as h
@@ -26,7 +27,7 @@ from schemas.summary import summarize
 from schemas.topics import OUTCOMES, REPLIES, REQUESTS, RESULTS, declare
 from stream_agents.action_agent import ActionAgent
 from stream_agents.delivery import DeadLetters, Delivery
-from stream_agents.outcome_log import OutcomeLog
+from stream_agents.log_reader import LogReader
 from stream_agents.replies import Origins
 from stream_agents.request_agent import RequestAgent, circumstances_of
 from stream_agents.request_table import RequestTable
@@ -40,15 +41,14 @@ JPEG = pictures.jpeg()
 FAR = 60_000
 
 
-class OutcomesInMemory(OutcomeLog):
-    """Reads the outcome back from the in-memory broker."""
+class LogInMemory(LogReader):
+    """Reads records back from the in-memory broker."""
 
     def __init__(self, broker: InMemoryBroker) -> None:
         self._broker = broker
 
-    async def read(self, partition: int, offset: int) -> bytes | None:
-        found = [r.value for r in self._broker.records(OUTCOMES) if (r.partition, r.offset) == (partition, offset)]
-        return found[0] if found else None
+    async def read(self, topic: str, partition: int, offsets: range) -> list[Record]:
+        return [r for r in self._broker.records(topic) if r.partition == partition and r.offset in offsets]
 
 
 @dataclass
@@ -86,7 +86,7 @@ class GateBench:
             origins=Origins(("north",), reply_partitions=4),
             delivery=delivery,
             dead_letters=dead_letters,
-            outcome_log=OutcomesInMemory(self.broker),
+            log_reader=LogInMemory(self.broker),
             circumstances=circumstances_of(
                 cards=card_set,
                 has_live_worker=lambda deployment: self.live,

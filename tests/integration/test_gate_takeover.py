@@ -99,7 +99,7 @@ def wait_for_settled_group(load: OpenLoopLoad, reader: OutcomeReader, requests: 
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("how", [signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_no_request_is_lost_and_none_decided_twice_while_gates_die_and_return(
     how: signal.Signals, own_layout: Layout, card_folder: Path, tmp_path: Path
 ) -> None:
