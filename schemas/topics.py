@@ -29,6 +29,8 @@ ACCEPTED_PATTERN = r"^vla\.accepted\.[a-z0-9-]+\.v1$"
 
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
+#: For so long every stop and resume can be read, not only the last one of each target.
+_CONTROL_HISTORY_DAYS = 90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +95,20 @@ def declare(
         def keyed(name: str, message: str, count: int = partitions, retention_ms: int = log) -> Topic:
             return Topic(name=name, key="robot_id", message=message, partitions=count, retention_ms=retention_ms)
 
-        def view(name: str, key: str, message: str, count: int = 1) -> Topic:
+        def view(name: str, key: str, message: str, segment_minutes: int = 60, keep_days: int = 0) -> Topic:
             return Topic(
                 name=name,
                 key=key,
                 message=message,
-                partitions=count,
+                partitions=1,
                 retention_ms=-1,
                 cleanup_policy="compact",
-                config={"segment.ms": str(60 * _MINUTE_MS), "min.cleanable.dirty.ratio": "0.1"},
+                config={
+                    "segment.ms": str(segment_minutes * _MINUTE_MS),
+                    "min.cleanable.dirty.ratio": "0.1",
+                    # Younger records stay although a newer one of their key has superseded them.
+                    "min.compaction.lag.ms": str(keep_days * _DAY_MS),
+                },
             )
 
         yield keyed(REQUESTS, "InferenceRequest")
@@ -112,9 +119,16 @@ def declare(
             key="row_id or robot",
             message="TableValue",
             partitions=partitions,
-            retention_ms=-1,
-            cleanup_policy="compact",
-            config={"segment.ms": str(10 * _MINUTE_MS), "min.cleanable.dirty.ratio": "0.2"},
+            # A gate that takes a partition over reads its changelog first, while robots wait. Rows are of use for
+            # minutes; compaction alone would keep a tombstone of every request for a day.
+            retention_ms=60 * _MINUTE_MS,
+            cleanup_policy="compact,delete",
+            config={
+                "segment.ms": str(_MINUTE_MS),
+                "segment.bytes": str(16 * 1024 * 1024),
+                "min.cleanable.dirty.ratio": "0.1",
+                "delete.retention.ms": str(_MINUTE_MS),
+            },
         )
         for deployment in deployments:
             yield keyed(accepted_topic(deployment), "InferenceRequest", accepted_partitions)
@@ -123,8 +137,8 @@ def declare(
         for fleet in fleet_list:
             yield keyed(replies_topic(fleet), "Outcome", partitions, 5 * _MINUTE_MS)
         yield keyed(OUTCOMES, "Outcome")
-        yield view(WORKERS, "worker_id", "WorkerHeartbeat")
-        yield view(CONTROL, "target", "Control")
+        yield view(WORKERS, "worker_id", "WorkerHeartbeat", segment_minutes=5)
+        yield view(CONTROL, "target", "Control", keep_days=_CONTROL_HISTORY_DAYS)
 
     def with_dead_letters() -> Iterator[Topic]:
         for topic in flow():
