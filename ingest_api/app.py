@@ -16,6 +16,8 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from ingest_api import history, monitoring, openapi, problems
+from ingest_api.admission import Admission
+from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
 from ingest_api.federation import Target, merge, scrape
 from ingest_api.gateway import Gateway
@@ -26,6 +28,7 @@ from ingest_api.keys import KeyRing
 from ingest_api.middleware import Measured
 from ingest_api.safety import SafetyRoute
 from runtime.metrics import CONTENT_TYPE, Metrics
+from runtime.publisher import PublisherPort
 from runtime.settings import Settings
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet
@@ -45,6 +48,7 @@ class Services:
     workers: LiveWorkers
     history: History
     health: Health
+    publisher: PublisherPort
     federate_targets: Callable[[], list[Target]]
 
 
@@ -83,6 +87,7 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         cards=services.cards,
         gateway=services.gateway,
         keys=services.keys,
+        admission=Admission(settings.inference_queue_max_size, services.metrics),
         workers=services.workers,
         counts=InferenceCounts(services.metrics, services.cards),
     )
@@ -113,6 +118,20 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         },
         openapi_extra=openapi.safety_body(services.cards),
     )
+    control = ControlRoute(cards=services.cards, keys=services.keys, publisher=services.publisher)
+    router.add_api_route(
+        "/v1/control",
+        control.post,
+        methods=["POST"],
+        tags=["safety"],
+        summary="Stop robots, or let them go on",
+        response_class=Response,
+        responses={
+            **openapi.json_answer("Control", "the log has it; it holds within a second"),
+            **openapi.problems(400, 401, 403, 404, 413, 503),
+        },
+        openapi_extra=openapi.control_body(),
+    )
     return router
 
 
@@ -126,6 +145,7 @@ def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
         paths = {
             "docs": "/docs", "openapi": "/openapi.json", "inference": "/v1/inference", "models": "/v1/models",
             "safety": "/v1/safety/evaluate", "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
+            "stop and resume": "/v1/control",
             "health": "/health", "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
         }  # fmt: skip
         return {"name": TITLE, "version": _version(), "links": paths}

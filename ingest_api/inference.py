@@ -13,9 +13,11 @@ import orjson
 from fastapi import Request, Response
 from google.protobuf.message import DecodeError
 
+from ingest_api.admission import Admission, Slot
 from ingest_api.answers import chunk_document, expired_problem, rejection_problem, timings_ms
 from ingest_api.counting import InferenceCounts
 from ingest_api.gateway import Gateway, NoReply, Question
+from ingest_api.key_stores import KeyRecord
 from ingest_api.keys import KeyRing
 from ingest_api.problems import Problem, fault, new_request_id, problem_of
 from ingest_api.replies import Reply
@@ -62,6 +64,7 @@ class InferenceRoute:
         cards: CardSet,
         gateway: Gateway,
         keys: KeyRing,
+        admission: Admission,
         workers: LiveWorkers,
         counts: InferenceCounts,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -70,6 +73,7 @@ class InferenceRoute:
         self._cards = cards
         self._gateway = gateway
         self._keys = keys
+        self._admission = admission
         self._workers = workers
         self._counts = counts
         self._now_us = now_us
@@ -92,6 +96,11 @@ class InferenceRoute:
     async def _exchange(self, request: Request, case: _Case) -> Reply | None:
         """The reply to a request; None if its client left. Raises Problem and the like."""
         key = await self._keys.authenticate(request.headers.get("authorization"))
+        # Before the body is read, so that a refusal for want of room costs next to nothing.
+        with self._admission.admit(key.customer_id) as slot:
+            return await self._forward(request, case, key, slot)
+
+    async def _forward(self, request: Request, case: _Case, key: KeyRecord, slot: Slot) -> Reply | None:
         body = parse_body(await read_body(request, self._settings.max_body_bytes), InferenceBody)
         if body.request_id is not None:
             case.request_id = body.request_id
@@ -118,9 +127,18 @@ class InferenceRoute:
         ttl_ms = message.ttl_ms
         if not 0 < ttl_ms <= self._settings.max_ttl_ms:
             ttl_ms = self._settings.default_ttl_ms
-        future = self._gateway.ask(question, ttl_ms / 1000 + GRACE_S)
+        timeout_s = ttl_ms / 1000 + GRACE_S
+        future = self._gateway.ask(question, timeout_s)
         case.published = True
-        return await _unless_client_leaves(future, request)
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + timeout_s
+        reply = await _unless_client_leaves(future, request)
+        if reply is not None:
+            slot.served()
+        else:
+            # The pipeline goes on with it: leaving early must not make room for more.
+            loop.call_at(end_s, slot.hand_over())
+        return reply
 
     def _served(self, model: str) -> tuple[ModelCard, ...]:
         """The deployments of a model, one of them alive at least. Raises Problem 404 or 503."""

@@ -39,6 +39,8 @@ _PAUSE_S = 1.0
 _NEGATIVE_TTL_S = 2.0
 _MOST_KEYS = 10_000
 _MOST_UNKNOWN = 1_000
+#: Lookups at once; beyond it keys that are not known yet are answered 503.
+_MOST_LOOKUPS = 256
 
 
 def hash_key(key: str) -> str:
@@ -124,6 +126,10 @@ class KeyRing:
         if not usable and self._clock() < self._away_until:
             raise self._unavailable()
         lookup = self._lookups.get(digest)
+        if lookup is None and len(self._lookups) >= _MOST_LOOKUPS:
+            if usable and entry is not None:
+                return entry
+            raise self._unavailable()
         if lookup is None:
             lookup = asyncio.create_task(self._look_up(digest))
             self._lookups[digest] = lookup

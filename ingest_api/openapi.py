@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ingest_api.control import ControlBody
 from ingest_api.problems import MEDIA_TYPE
 from ingest_api.request_body import InferenceBody
 from ingest_api.safety import SafetyBody
@@ -92,6 +93,18 @@ CHUNK_SCHEMA: dict[str, Any] = {
     },
 }
 
+CONTROL_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "target": {"type": "string", "example": "robot:3f0c6c9e-0000-5000-8000-000000000000/arm-1"},
+        "stopped": {"type": "boolean"},
+        "who": {"type": "string"},
+        "why": {"type": "string"},
+        "at_ms": {"type": "integer", "description": "when the broker took it, Unix epoch"},
+        "record": {"type": "string", "description": "topic/partition/offset"},
+    },
+}
+
 _PROBLEMS = {
     400: "not JSON, a wrong type, a missing or an unknown field",
     401: "no valid key",
@@ -137,6 +150,19 @@ def safety_body(cards: CardSet) -> dict[str, Any]:
     return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
+def control_body() -> dict[str, Any]:
+    """`openapi_extra` of POST /v1/control."""
+    example = {
+        "action": "stop",
+        "scope": "robot",
+        "robot_id": "arm-1",
+        "reason": "a person is in the cell",
+        "by": "ana",
+    }
+    content = {"schema": {"$ref": "#/components/schemas/ControlBody"}, "example": example}
+    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+
+
 def _stillness(card: EmbodimentCard) -> dict[str, Any]:
     """One action within every range: zero where that is allowed, an open gripper."""
     action = [min(max(0.0, dim.low), dim.high) for dim in card.actions]
@@ -148,7 +174,8 @@ def _stillness(card: EmbodimentCard) -> dict[str, Any]:
 def components() -> dict[str, Any]:
     """Schemas and the security scheme, to be merged into the document's components."""
     schemas: dict[str, Any] = {"Problem": PROBLEM_SCHEMA, "SafetyReport": SAFETY_SCHEMA, "ActionChunk": CHUNK_SCHEMA}
-    for model in (InferenceBody, SafetyBody):
+    schemas["Control"] = CONTROL_SCHEMA
+    for model in (InferenceBody, SafetyBody, ControlBody):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

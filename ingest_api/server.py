@@ -127,6 +127,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         workers=workers,
         history=PostgresHistory(database),
         health=health,
+        publisher=publisher,
         federate_targets=partial(targets_of, settings),
     )
     way = _Way(gateway=gateway, view=view, producer=producer)

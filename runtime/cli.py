@@ -16,7 +16,13 @@ import click
 from runtime.errors import EXIT_CONFIG, VlastreamError
 
 #: The extra that a package's dependencies come with.
-_EXTRAS = {"ingest_api": "api", "stream_agents": "agents", "gpu_consumers": "gpu", "sinks": "sinks"}
+_EXTRAS = {
+    "ingest_api": "api",
+    "stream_agents": "agents",
+    "gpu_consumers": "gpu",
+    "sinks": "sinks",
+    "benchmarks": "bench",
+}
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -26,7 +32,7 @@ def _load(target: str) -> Callable[..., Any]:
         return cast(Callable[..., Any], getattr(importlib.import_module(module), function))
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
-        if (error.name or "").partition(".")[0] == package and package != "examples":
+        if (error.name or "").partition(".")[0] == package and package not in ("examples", "benchmarks"):
             raise  # a module of ours that is missing is a fault of ours, not a package to install
         raise click.ClickException(
             f"{error.name} is not installed: install vlastream[{_EXTRAS.get(package, 'local')}], "
@@ -129,7 +135,7 @@ def topics_apply() -> None:
 def topics_list() -> None:
     """Show the declared topics in the order of the flow."""
     for topic in _run_task("runtime.topic_admin:declared_topics"):
-        click.echo(f"{topic.name:<44} {topic.partitions:>4}  {topic.cleanup_policy:<8} {topic.message}")
+        click.echo(f"{topic.name:<44} {topic.partitions:>4}  {topic.cleanup_policy:<14} {topic.message}")
 
 
 @main.group()
@@ -174,6 +180,118 @@ def keys_revoke(prefix: str) -> None:
 
 
 @main.command()
+@click.argument("kind", type=click.Choice(["robot", "model", "fleet", "all"]))
+@click.argument("name", default="")
+@click.option("--reason", required=True, help="kept with the stop, and told to the robots that it stops")
+@click.option("--by", help="who decides  [default: your login name]")
+def stop(kind: str, name: str, reason: str, by: str | None) -> None:
+    """Stop `robot CUSTOMER/ROBOT`, `model NAME`, `fleet CUSTOMER` or `all`: no action reaches them any more."""
+    _set_stop(kind, name, reason, by, stopped=True)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["robot", "model", "fleet", "all"]))
+@click.argument("name", default="")
+@click.option("--reason", required=True, help="kept with the record")
+@click.option("--by", help="who decides  [default: your login name]")
+def resume(kind: str, name: str, reason: str, by: str | None) -> None:
+    """Lift the stop of the same target. A wider stop that holds for it stays."""
+    _set_stop(kind, name, reason, by, stopped=False)
+
+
+def _set_stop(kind: str, name: str, reason: str, by: str | None, *, stopped: bool) -> None:
+    if bool(name) == (kind == "all"):
+        raise click.UsageError("`all` takes no name, and everything else takes one")
+    done = _run_task(
+        "runtime.control_commands:set_stop",
+        kind,
+        name,
+        stopped=stopped,
+        reason=reason,
+        by=by,
+        warn=lambda text: click.echo(text, err=True),
+    )
+    click.echo(done)
+
+
+@main.command()
+@click.option("--history", is_flag=True, help="every stop and resume that the topic still has, oldest first")
+def stops(history: bool) -> None:
+    """Show what is stopped, since when, by whom and why."""
+    for line in _run_task("runtime.control_commands:list_stops", history=history):
+        click.echo(line)
+
+
+@main.group(cls=_InOrder)
+def dlq() -> None:
+    """Dead letters: records that no stage could read, with the reason beside them."""
+
+
+def _filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which letters."""
+    for option in (
+        click.option("--until", help="those that died before this time"),
+        click.option("--since", help="those that died since: 2026-01-31T12:00:00Z, or 90s, 15m, 2h, 3d ago"),
+        click.option("--reason", "reasons", multiple=True, help="as `list` shows it; may be repeated"),
+        click.option("--topic", "topics", multiple=True, help="topic of the dead records; may be repeated"),
+    ):
+        command = option(command)
+    return command
+
+
+@dlq.command("list")
+@_filtered
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="lines at most")
+def dlq_list(limit: int, **typed: object) -> None:
+    """One line a letter, the oldest of each topic first."""
+    _run_task("runtime.dlq.commands:list_letters", limit=limit, say=click.echo, **typed)
+
+
+@dlq.command("show")
+@click.argument("place", metavar="TOPIC/PARTITION/OFFSET")
+def dlq_show(place: str) -> None:
+    """Everything about one letter; the place may be that of the letter or of the record that died."""
+    _run_task("runtime.dlq.commands:show_letter", place, say=click.echo)
+
+
+@dlq.command("replay")
+@_filtered
+@click.argument("places", nargs=-1, metavar="[TOPIC/PARTITION/OFFSET]...")
+@click.option("--limit", type=click.IntRange(min=1), help="letters at most, the oldest first")
+@click.option("--all", "everything", is_flag=True, help="without a filter: all of them")
+@click.option("--dry-run", is_flag=True, help="only say what would be sent")
+def dlq_replay(limit: int | None, everything: bool, dry_run: bool, **typed: object) -> None:
+    """Send the original records again, to their own topics and partitions: through the same gates as any other.
+
+    Letters stay where they are. Exit status 1 where one could not be sent.
+    """
+    unfit = _run_task(
+        "runtime.dlq.commands:replay_letters",
+        limit=limit,
+        dry_run=dry_run,
+        everything=everything,
+        say=click.echo,
+        **typed,
+    )
+    sys.exit(1 if unfit else 0)
+
+
+@dlq.command("purge")
+@_filtered
+@click.option("--all", "everything", is_flag=True, help="without a filter: all; with one: also others in front of them")
+@click.option("--yes", is_flag=True, help="do not ask")
+def dlq_purge(everything: bool, yes: bool, **typed: object) -> None:
+    """Delete letters for good. Kafka deletes from the front of a partition only."""
+    _run_task(
+        "runtime.dlq.commands:purge_letters",
+        everything=everything,
+        confirm=lambda question: yes or click.confirm(question),
+        say=click.echo,
+        **typed,
+    )
+
+
+@main.command()
 @click.option("--wait", "wait_s", type=float, default=30.0, show_default=True, help="seconds to let the sinks catch up")
 def books(wait_s: float) -> None:
     """Check that requests, outcomes, rows and Parquet rows are equal in number."""
@@ -204,6 +322,13 @@ def ps() -> None:
 def demo(arguments: tuple[str, ...]) -> None:
     """A fleet of simulated robots does a tabletop task through the whole pipeline."""
     sys.exit(_load("examples.demo.main:main")(list(arguments)))
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure the pipeline under load, and say where every millisecond goes."""
+    sys.exit(_load("benchmarks.main:main")(list(arguments)))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ class Metrics:
         self.http_duration = histogram("vla_http_request_duration_seconds", "HTTP request to response", "route")
         self.replies_late = counter("vla_late_replies_total", "Replies that nobody waited for any more")
         self.requests_waiting = gauge("vla_requests_waiting", "Requests of this API process that wait for a reply")
+        self.requests_in_flight = gauge(
+            "vla_requests_in_flight", "Requests of this API process between admission and answer"
+        )
+        self.admission_refusals = counter(
+            "vla_admission_refusals_total", "Requests that found no room, by whose limit it was", "reason"
+        )
         self.refused_before_produce = counter(
             "vla_refused_before_produce_total", "Requests that never reached the log", "code"
         )

@@ -71,7 +71,8 @@ class Settings(BaseSettings):
     min_safety_score: float = Field(default=0.7, ge=0, le=1)
     max_body_bytes: int = Field(default=1_000_000, ge=1024)
     default_consent_tier: Literal["none", "metadata", "full"] = "none"
-    #: Requests of one API process that may wait for their reply at once; beyond it the answer is 503.
+    #: Requests of one API process in work at once. One customer gets 8/9 of them at most; beyond its share it is
+    #: answered 429, and 503 where there is no room for others.
     inference_queue_max_size: int = Field(default=512, ge=1)
     #: Partition of the replies topic that an API process reads. Default: its instance number.
     api_reply_partition: int | None = Field(default=None, ge=0)
@@ -85,7 +86,8 @@ class Settings(BaseSettings):
     gpu_device: int = Field(default=0, ge=0)
     inference_max_workers: int = Field(default=1, ge=1)
     torch_threads: int = Field(default=1, ge=1)
-    worker_queue_max_size: int = Field(default=64, ge=1)
+    #: Requests in a worker at once; at least four full batches.
+    worker_queue_max_size: int = Field(default=128, ge=1)
     policy_timeout_s: float = Field(default=30.0, gt=0)
 
     # --- sinks

@@ -25,6 +25,8 @@ class CompactedView:
         self._build = build
         self._topic = topic
         self._on_record = on_record
+        #: Where to read on in each partition: what was superseded is not heard again after a lost connection.
+        self._next: dict[int, int] = {}
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"view {topic}", daemon=True)
@@ -50,14 +52,14 @@ class CompactedView:
             try:
                 self._follow(consumer)
             except (VlastreamError, KafkaException) as error:
-                log.warning("reading %s again from its start: %s", self._topic, error, extra={"action": "view_retry"})
+                log.warning("connecting to %s again: %s", self._topic, error, extra={"action": "view_retry"})
                 self._stop.wait(1.0)
             finally:
                 consumer.close()
 
     def _follow(self, consumer: Consumer) -> None:
         ends = end_positions(consumer, self._topic)
-        consumer.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in ends])
+        consumer.assign([TopicPartition(self._topic, p, self._next.get(p, OFFSET_BEGINNING)) for p in ends])
         while not self._stop.is_set():
             if not self._ready.is_set() and self._caught_up(consumer, ends):
                 self._ready.set()
@@ -65,6 +67,7 @@ class CompactedView:
             if message is None or not check_consumed(message):
                 continue
             record = record_of(message)
+            self._next[record.partition] = record.offset + 1
             try:
                 self._on_record(record.key or b"", record.value, record.timestamp_ms)
             except Exception:
@@ -73,4 +76,4 @@ class CompactedView:
     def _caught_up(self, consumer: Consumer, ends: dict[int, int]) -> bool:
         positions = consumer.position([TopicPartition(self._topic, partition) for partition in ends])
         # A partition that was never read has no position: caught up only where nothing stood in it.
-        return all(max(p.offset, 0) >= ends[p.partition] for p in positions)
+        return all(max(p.offset, self._next.get(p.partition, 0)) >= ends[p.partition] for p in positions)

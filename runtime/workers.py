@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from schemas.messages import WorkerHeartbeat
 
+#: Workers that were silent for so many timeouts are forgotten: each restart makes a worker of another name.
+_FORGOTTEN_AFTER = 20
+
 
 class LiveWorkers:
     """A worker is live for `timeout_s` after its last heartbeat reached us, until its tombstone."""
@@ -30,6 +33,8 @@ class LiveWorkers:
                 return
             age_s = max(self._now() - appended_at_ms / 1000, 0.0)
             self._seen[worker_id] = (WorkerHeartbeat.FromString(value), self._clock() - age_s)
+            oldest = self._clock() - _FORGOTTEN_AFTER * self._timeout_s
+            self._seen = {name: entry for name, entry in self._seen.items() if entry[1] >= oldest}
 
     def live(self, deployment: str | None = None) -> list[WorkerHeartbeat]:
         """Heartbeats of live workers, of one deployment or of all, by worker id."""

@@ -119,9 +119,9 @@ def declare(
             key="row_id or robot",
             message="TableValue",
             partitions=partitions,
-            # A gate that takes a partition over reads its changelog first, while robots wait. Rows are of use for
-            # minutes; compaction alone would keep a tombstone of every request for a day.
-            retention_ms=60 * _MINUTE_MS,
+            # A gate that takes a partition over reads its changelog first, while robots wait: superseded rows and
+            # tombstones leave within minutes. An undecided row is of use as long as its request lies in the log.
+            retention_ms=log,
             cleanup_policy="compact,delete",
             config={
                 "segment.ms": str(_MINUTE_MS),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from schemas import headers as h
-from schemas.messages import ReplyAddress
+from schemas.codes import Code, status_of
+from schemas.messages import Control, Outcome, Rejection, ReplyAddress, RequestSummary, Stage, Violation
 from schemas.topics import REPLIES, REQUESTS, replies_topic, requests_topic
 from stream_agents.delivery import Outgoing
 
@@ -64,3 +65,15 @@ def reply(
         headers=h.encode({name: value for name, value in headers.items() if value.isascii()}),
         partition=address.partition,
     )
+
+
+def withheld(request_id: str, stop: Control) -> bytes:
+    """Answers a retry whose first outcome has actions, while its robot is stopped.
+
+    It is no outcome (it names no row): the first one stands, and a retry after the stop gets it.
+    """
+    violation = Violation(field="robot_id", reason="stopped", detail=f"{stop.target} was stopped")
+    refusal = Rejection(
+        stage=Stage.STAGE_REQUEST_GATE, code=Code.STOPPED, status=status_of(Code.STOPPED), violations=[violation]
+    )
+    return Outcome(request=RequestSummary(request_id=request_id), rejection=refusal).SerializeToString()

@@ -31,7 +31,7 @@ from schemas.summary import summarize
 from schemas.topics import OUTCOMES, RESULTS, accepted_topic
 from stream_agents.delivery import DeadLetters, Delivery, Outgoing
 from stream_agents.log_reader import LogReader
-from stream_agents.replies import Origins, reply
+from stream_agents.replies import Origins, reply, withheld
 from stream_agents.request_rules import Accepted, Circumstances, Fault, Refused, judge
 from stream_agents.request_table import Redelivery, RequestTable, RetryOf, Reused, record_of
 
@@ -157,6 +157,8 @@ class RequestAgent:
         if outcome is None:
             log.warning("an outcome within the window is gone from the log", extra=case.log_fields)
             return
+        if not first.record.refused and (stop := self._stop_over(case)) is not None:
+            outcome = withheld(case.request.request_id, stop)
         expired = time.time() * 1000 > first.record.deadline_ms
         self._metrics.gate_decisions.labels("replayed").inc()
         self._metrics.replays.labels(str(expired).lower()).inc()
@@ -170,6 +172,11 @@ class RequestAgent:
                 expired=expired,
             )
         )
+
+    def _stop_over(self, case: _Case) -> Control | None:
+        around = self._circumstances(case.row.deadline_ms)
+        model = case.request.model or around.cards.default_model or ""
+        return around.stop_of(case.row.customer_id, case.row.robot_id, model)
 
     async def _read_outcome(self, first: RequestRecord) -> bytes | None:
         where = range(first.outcome_offset, first.outcome_offset + 1)

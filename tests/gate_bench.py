@@ -90,7 +90,7 @@ class GateBench:
             circumstances=circumstances_of(
                 cards=card_set,
                 has_live_worker=lambda deployment: self.live,
-                stop_of=lambda customer, robot, model: self.stop,
+                stop_of=self.stop_of,
                 max_ttl_ms=60_000,
             ),
             default_ttl_ms=FAR,
@@ -103,10 +103,13 @@ class GateBench:
             cards=card_set,
             delivery=delivery,
             dead_letters=dead_letters,
-            stop_of=lambda customer, robot, model: self.stop,
+            stop_of=self.stop_of,
             min_safety_score=0.7,
             metrics=self.metrics,
         )
+
+    def stop_of(self, customer_id: str, robot_id: str, model: str) -> Control | None:
+        return self.stop
 
     def put(self, value: bytes, headers: dict[str, str | int], topic: str = REQUESTS, partition: int = 0) -> None:
         self.publisher.publish(topic, value, key=b"arm-1", headers=h.encode(headers), partition=partition)

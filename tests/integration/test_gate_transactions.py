@@ -21,6 +21,7 @@ from tests.fleet_log import InstantWorker, OutcomeReader, request
 from tests.integration.test_gate_takeover import card_folder, gates, wait_until_ready
 
 __all__ = ["card_folder"]
+CUSTOMER: list[tuple[str, str | bytes | None]] = [*h.encode({h.CUSTOMER_ID: "customer"})]
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
@@ -61,8 +62,7 @@ def test_transaction_markers_neither_stop_the_gate_nor_hold_its_offsets_back(
             for number in range(30):
                 bridge.begin_transaction()
                 asked = request(number, robot_id=f"arm-{number % 6}", picture=pictures.jpeg())
-                headers = list(h.encode({h.CUSTOMER_ID: "customer"}))
-                bridge.produce(REQUESTS, asked.SerializeToString(), key=asked.robot_id, headers=headers)
+                bridge.produce(REQUESTS, asked.SerializeToString(), key=asked.robot_id, headers=CUSTOMER)
                 if number % 5 == 4:
                     bridge.flush()
                     bridge.abort_transaction()
@@ -77,8 +77,7 @@ def test_transaction_markers_neither_stop_the_gate_nor_hold_its_offsets_back(
             plain = Producer({**client_config(settings, "plain"), "partitioner": "murmur2_random"})
             for partition in range(settings.kafka_partitions):
                 asked = last[partition]
-                headers = list(h.encode({h.CUSTOMER_ID: "customer"}))
-                plain.produce(REQUESTS, asked.SerializeToString(), partition=partition, headers=headers)
+                plain.produce(REQUESTS, asked.SerializeToString(), partition=partition, headers=CUSTOMER)
             assert plain.flush(10) == 0
             wait_until_committed_to_the_end(settings)
             assert all(gate.process.poll() is None for gate in processes), "a gate ended"

@@ -23,6 +23,7 @@ from ingest_api.replies import Reply
 from runtime.errors import Unavailable
 from runtime.metrics import Metrics
 from runtime.settings import Settings
+from runtime.testing import InMemoryBroker
 from runtime.workers import LiveWorkers
 from schemas.messages import (
     ActionChunk,
@@ -36,6 +37,7 @@ from schemas.messages import (
     StageTimes,
     WorkerHeartbeat,
 )
+from schemas.topics import CONTROL
 from tests.cards import cards
 from tests.pictures import jpeg
 
@@ -199,9 +201,11 @@ class Api:
     workers: LiveWorkers = field(default_factory=lambda: LiveWorkers(3.5, clock=lambda: 0.0, now=lambda: 0.0))
     dependencies: dict[str, Dependency] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
+    broker: InMemoryBroker = field(default_factory=lambda: InMemoryBroker({CONTROL: 1}))
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
+        self.publisher = self.broker.publisher()
         self.beat()
         self.keys = KeyRing(
             cache=self.cache, table=self.table, ttl_s=5, stale_s=600, metrics=self.metrics, clock=ManualClock()
@@ -221,6 +225,7 @@ class Api:
             workers=self.workers,
             history=self.history,
             health=health,
+            publisher=self.publisher,
             federate_targets=lambda: self.targets,
         )
         self.app = create_app(self.settings, services)

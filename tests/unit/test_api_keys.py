@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from ingest_api.key_stores import KeyRecord
 from ingest_api.keys import KeyRing, customer_id_of, hash_key
 from ingest_api.problems import Problem
 from runtime.errors import Fatal
@@ -210,6 +213,28 @@ async def test_what_unknown_keys_leave_in_memory_is_bounded(case: Case) -> None:
     assert case.table.asked == asked
     await refused(case.ring, 401, f"Bearer vla_00000000_{0:043d}")
     assert case.table.asked == asked + 1
+
+
+async def test_lookups_at_once_are_bounded_and_known_keys_are_still_honoured(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest_api.keys._MOST_LOOKUPS", 2)
+    await case.ring.authenticate(HEADER)
+    case.clock.now_s += TTL_S + 1
+    held, answer = threading.Event(), case.table.find
+
+    def slow(key_hash: str) -> KeyRecord | None:
+        held.wait(10)
+        return answer(key_hash)
+
+    case.table.find = slow  # type: ignore[method-assign]
+    strangers = [asyncio.create_task(refused(case.ring, 401, f"Bearer vla_strange{n}_{'x' * 43}")) for n in range(2)]
+    await asyncio.sleep(0)
+    problem = await refused(case.ring, 503, f"Bearer vla_strange3_{'x' * 43}")
+    assert problem.retry_after_s > 0
+    assert (await case.ring.authenticate(HEADER)).key_id == "k-1"
+    held.set()
+    await asyncio.gather(*strangers)
 
 
 def test_one_address_is_one_customer() -> None:

@@ -1,0 +1,1 @@
+"""Dead letters in an operator's hands: list, show, replay, purge."""

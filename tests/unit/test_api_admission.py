@@ -1,0 +1,238 @@
+"""Admission: never more than the places, nobody alone fills them, equal parts under overload, an honest Retry-After."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest_api.admission import LONGEST_RETRY_S, SHARE, SHORTEST_RETRY_S, Admission, Slot
+from ingest_api.inference import GRACE_S
+from ingest_api.problems import Problem
+from runtime.metrics import Metrics
+from runtime.settings import Settings
+from schemas.codes import Code
+from tests.unit.api_case import KEY, Api, DictKeys, ManualClock, acts, body, key_record
+
+OTHER_KEY = "vla_other678_" + "t" * 43
+
+
+class Door:
+    """An admission with a clock of the test's own."""
+
+    def __init__(self, capacity: int) -> None:
+        self.clock = ManualClock()
+        self.metrics = Metrics()
+        self.admission = Admission(capacity, self.metrics, self.clock)
+
+    def enter(self, customer: str) -> Slot | Problem:
+        try:
+            return self.admission.admit(customer)
+        except Problem as problem:
+            return problem
+
+    def fill(self, customer: str) -> list[Slot]:
+        """As many places as a customer gets."""
+        slots = []
+        while isinstance(entered := self.enter(customer), Slot):
+            slots.append(entered)
+        return slots
+
+
+def leave(slot: Slot) -> None:
+    with slot:
+        pass
+
+
+_STEPS = st.lists(st.tuples(st.sampled_from(["enter", "leave"]), st.sampled_from("abcd")), max_size=200)
+
+
+@given(st.integers(1, 40), _STEPS)
+def test_there_are_never_more_inside_than_places_and_every_place_comes_back(
+    capacity: int, steps: list[tuple[str, str]]
+) -> None:
+    door = Door(capacity)
+    inside: dict[str, list[Slot]] = {name: [] for name in "abcd"}
+    for step, name in steps:
+        if step == "leave":
+            if inside[name]:
+                leave(inside[name].pop())
+        else:
+            entered = door.enter(name)
+            if isinstance(entered, Slot):
+                inside[name].append(entered)
+            else:
+                assert entered.code in (Code.QUOTA, Code.OVERLOADED)
+                assert SHORTEST_RETRY_S <= entered.retry_after_s <= LONGEST_RETRY_S
+        total = sum(map(len, inside.values()))
+        assert door.admission.in_flight == total <= capacity
+        assert {name: door.admission.held(name) for name in inside} == {n: len(slots) for n, slots in inside.items()}
+    for slots in inside.values():
+        for slot in slots:
+            leave(slot)
+    assert door.admission.in_flight == 0
+
+
+@given(st.integers(2, 2000))
+def test_one_customer_cannot_fill_it_alone_and_uses_most_of_it(capacity: int) -> None:
+    door = Door(capacity)
+    slots = door.fill("hog")
+    assert capacity * 8 // 9 - 1 <= len(slots) < capacity
+    assert isinstance(door.enter("newcomer"), Slot)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(32, 96), st.lists(st.integers(1, 5), min_size=2, max_size=4))
+def test_under_overload_customers_hold_equal_parts_however_much_they_send(capacity: int, pushes: list[int]) -> None:
+    door = Door(capacity)
+    # The first one was there alone and has taken what it gets.
+    inside = [("c0", slot) for slot in door.fill("c0")]
+    for _ in range(3 * capacity):
+        leave(inside.pop(0)[1])
+        for index, push in enumerate(pushes):
+            entered = [door.enter(f"c{index}") for _ in range(push)]
+            inside += [(f"c{index}", slot) for slot in entered if isinstance(slot, Slot)]
+    held = [door.admission.held(f"c{index}") for index in range(len(pushes))]
+    assert max(held) - min(held) <= SHARE, held
+    assert sum(held) >= 0.8 * capacity
+
+
+def test_whoever_is_over_its_share_is_told_so_and_a_newcomer_that_finds_no_room_is_not_blamed() -> None:
+    door = Door(9)
+    door.fill("hog")
+    hog = door.enter("hog")
+    assert isinstance(hog, Problem)
+    assert (hog.status, hog.code) == (429, "quota_exceeded")
+    assert isinstance(door.enter("a"), Slot)
+    newcomer = door.enter("b")
+    assert isinstance(newcomer, Problem)
+    assert (newcomer.status, newcomer.code) == (503, "overloaded")
+    count = door.metrics.registry.get_sample_value
+    assert count("vla_admission_refusals_total", {"reason": "customer_share"}) == 2
+    assert count("vla_admission_refusals_total", {"reason": "full"}) == 1
+    assert count("vla_requests_in_flight") == 9
+
+
+def test_retry_after_follows_the_measured_service_rate() -> None:
+    door = Door(100)
+    assert door.admission.retry_after_s(50) == SHORTEST_RETRY_S, "nothing is known yet"
+    for _ in range(200):
+        door.clock.now_s += 0.1
+        door.admission.count_served()
+    assert door.admission.retry_after_s(50) == pytest.approx(5, rel=0.1)
+    assert door.admission.retry_after_s(1) == SHORTEST_RETRY_S
+    door.clock.now_s += 60
+    assert door.admission.retry_after_s(1) == LONGEST_RETRY_S, "what served once serves no more"
+
+
+def test_the_more_are_refused_the_later_they_are_told_to_come_back() -> None:
+    door = Door(10)
+    slots = door.fill("hog")
+    waits: list[float] = []
+    for _ in range(100):
+        door.clock.now_s += 0.1
+        door.admission.count_served()
+        leave(slots.pop())
+        slots += door.fill("hog")
+        refused = [door.enter("hog") for _ in range(9)]
+        waits += [problem.retry_after_s for problem in refused if isinstance(problem, Problem)]
+    # About ten times as many come as are served: they shall come back about a tenth as often.
+    assert 8 <= waits[-1] <= 12
+
+
+def test_a_place_that_was_handed_over_is_kept_until_it_is_given_back_once() -> None:
+    door = Door(4)
+    with door.admission.admit("a") as slot:
+        give_back = slot.hand_over()
+    assert door.admission.in_flight == 1
+    give_back()
+    give_back()
+    assert door.admission.in_flight == 0
+
+
+# --- on the route
+
+
+def _api(capacity: int) -> Api:
+    table = DictKeys(key_record(), key_record(OTHER_KEY, customer_id="customer-2", key_id="k-2"))
+    api = Api(settings=Settings(_env_file=None, inference_queue_max_size=capacity), table=table)
+    api.gateway.answer = lambda request: None
+    return api
+
+
+async def _waiting(api: Api, count: int, key: str = KEY) -> list[asyncio.Task[httpx.Response]]:
+    before = len(api.gateway.asked)
+    tasks = [asyncio.create_task(api.post(body(step=before + n), key=key)) for n in range(count)]
+    while len(api.gateway.asked) < before + count:
+        api.gateway.was_asked.clear()
+        await api.gateway.was_asked.wait()
+    return tasks
+
+
+async def test_an_overloaded_api_refuses_before_it_reads_the_body_and_serves_again_afterwards() -> None:
+    api = _api(3)
+    tasks = await _waiting(api, 2)
+    refused = await api.post(content=b"this is not JSON")
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
+    assert 1 <= int(refused.headers["retry-after"]) <= 30
+    assert (await api.post(content=b"nor this", key=OTHER_KEY)).status_code == 400, "there is room for others"
+    tasks += await _waiting(api, 1, OTHER_KEY)
+    full = await api.post(content=b"nor that", key=OTHER_KEY)
+    assert full.status_code in (429, 503)
+    assert api.count("vla_requests_in_flight") == 3
+    assert api.count("vla_refused_before_produce_total", code="quota_exceeded") >= 1
+    for future, request in zip(api.gateway.futures, api.gateway.requests, strict=True):
+        future.set_result(acts(request))
+    assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
+    assert api.count("vla_requests_in_flight") == 0
+    api.gateway.answer = acts
+    assert (await api.post(body(step=99))).status_code == 200
+
+
+async def test_without_a_key_nobody_takes_a_place() -> None:
+    api = _api(1)
+    await _waiting(api, 1)
+    assert (await api.post(body(), key="vla_unknown1_" + "x" * 43)).status_code == 401
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", json.dumps(body(model="pi9")).encode(), json.dumps(body()).encode()])
+async def test_a_place_is_given_back_however_a_request_ends(content: bytes) -> None:
+    api = _api(1)
+    api.gateway.answer = acts
+    for _ in range(3):
+        assert (await api.post(content=content)).status_code not in (429, 503)
+    assert api.count("vla_requests_in_flight") == 0
+
+
+async def test_a_client_that_leaves_early_makes_no_room_before_its_request_is_over() -> None:
+    api = _api(1)
+    ttl_ms = 1
+    sent = iter([{"type": "http.request", "body": json.dumps(body(options={"ttl_ms": ttl_ms})).encode()}])
+
+    async def receive() -> dict[str, object]:
+        message = next(sent, None)
+        if message is None:
+            await api.gateway.was_asked.wait()
+            return {"type": "http.disconnect"}
+        return dict(message)
+
+    async def send(message: object) -> None:
+        pass
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/inference", "raw_path": b"/v1/inference", "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {KEY}".encode())], "http_version": "1.1", "scheme": "http",
+        "asgi": {"version": "3.0"}, "client": None, "server": None, "root_path": "",
+    }  # fmt: skip
+    await api.app(scope, receive, send)
+    assert api.gateway.futures[0].cancelled()
+    assert api.count("vla_requests_in_flight") == 1
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+    loop.call_later(ttl_ms / 1000 + GRACE_S + 0.1, over.set_result, None)
+    await over
+    assert api.count("vla_requests_in_flight") == 0
