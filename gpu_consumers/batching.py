@@ -1,21 +1,30 @@
 """Which requests ride together and when: pure, so every decision can be replayed in a test.
 
-Earliest deadline first, each robot's requests in their order. A batch leaves at once when the device is idle;
-it waits for company only while requests come faster than batches of this size could serve them.
+Customers take turns where not all fit; among a customer's own it is earliest deadline first, each robot's
+requests in their order. A batch leaves at once when the device is idle; it waits for company only while requests
+come faster than batches of this size could serve them. What cannot be ready in time is not begun.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from gpu_consumers.cost import ArrivalRate, CostModel
+from gpu_consumers.cost import CostModel
+from gpu_consumers.fairness import Turns
+from gpu_consumers.sizing import bucket, size_in_time, usual_size
+from runtime.rates import EventRate
 
 T = TypeVar("T")
 #: Shorter waits than this are not worth a wake-up of the thread.
 _SHORTEST_WAIT_S = 0.0002
+#: How long after a batch the cost model is trusted to refuse by. Then the next batch is run whatever it says, so
+#: that a device which was slow once is found out to be quick again.
+_FORESIGHT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,8 @@ class Waiting(Generic[T]):
     #: This observation makes the robot's older waiting ones pointless.
     latest_only: bool
     item: T
+    #: Whose share of the device it takes.
+    customer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,7 @@ class QueueFull(Exception):
 class BatchQueue(Generic[T]):
     """Requests between decoding and the device. Not thread-safe."""
 
-    def __init__(self, *, capacity: int, batch_sizes: Sequence[int], cost: CostModel, arrivals: ArrivalRate) -> None:
+    def __init__(self, *, capacity: int, batch_sizes: Sequence[int], cost: CostModel, arrivals: EventRate) -> None:
         if capacity < 1 or not batch_sizes or min(batch_sizes) < 1:
             raise ValueError("capacity and batch sizes are at least 1")
         self._capacity = capacity
@@ -67,6 +78,10 @@ class BatchQueue(Generic[T]):
         #: Robot -> its requests in order; a robot without any has no entry.
         self._robots: dict[str, deque[Waiting[T]]] = {}
         self._count = 0
+        self._turns = Turns()
+        self._measured_s = -math.inf
+        #: When the batch on the device is foreseen to end.
+        self._busy_until_s = -math.inf
 
     def __len__(self) -> int:
         return self._count
@@ -85,50 +100,91 @@ class BatchQueue(Generic[T]):
         superseded = list(line or ()) if waiting.latest_only else []
         if self._count - len(superseded) >= self._capacity:
             raise QueueFull(f"{self._count} requests wait already")
-        self._arrivals.arrived(waiting.arrived_s)
+        self._arrivals.happened(waiting.arrived_s)
         if superseded or line is None:
             line = self._robots[waiting.robot] = deque()
         line.append(waiting)
         self._count += 1 - len(superseded)
         return superseded
 
+    def measured(self, size: int, seconds: float, now_s: float) -> None:
+        """A batch has come back from the device."""
+        self._cost.observe(size, seconds)
+        self._measured_s = now_s
+        self.device_free()
+
+    def device_free(self) -> None:
+        """The batch on the device has ended, be it by an error."""
+        self._busy_until_s = -math.inf
+
+    def too_late(self, deadline_s: float, now_s: float) -> bool:
+        """Whether even a batch of its own, begun as soon as the device is free, would come back after the deadline."""
+        if not self._foresees(now_s):
+            return deadline_s <= now_s
+        return deadline_s <= max(now_s, self._busy_until_s) + self._cost.least_s
+
     def take_expired(self, now_s: float) -> list[Waiting[T]]:
-        """Remove and return the requests whose deadline has passed."""
-        expired: list[Waiting[T]] = []
-        for robot, line in list(self._robots.items()):
-            if any(waiting.deadline_s <= now_s for waiting in line):
-                expired += [waiting for waiting in line if waiting.deadline_s <= now_s]
-                self._replace(robot, deque(waiting for waiting in line if waiting.deadline_s > now_s))
+        """Remove and return the requests that are too late, and under overload those that stand in the way.
+
+        The log brings the oldest first. While more than a full batch waits, those who would miss the next full batch
+        make room for younger ones: else all that is ever served is what comes too late. Whoever has most waiting
+        gives way first.
+        """
+        expired = [w for line in self._robots.values() for w in line if self.too_late(w.deadline_s, now_s)]
+        surplus = self._count - len(expired) - self.max_batch
+        if surplus > 0 and self._foresees(now_s):
+            expired += self._give_way(surplus, now_s)
+        gone = set(map(id, expired))
+        for robot in {waiting.robot for waiting in expired}:
+            self._replace(robot, deque(w for w in self._robots[robot] if id(w) not in gone))
         self._count -= len(expired)
         return expired
 
     def decide(self, now_s: float) -> Dispatch[T] | Wait | Idle:
-        """What an idle device does now. Expired requests stay, for `take_expired`."""
-        alive = [w for line in self._robots.values() for w in line if w.deadline_s > now_s]
+        """What an idle device does now. Requests that are too late stay, for `take_expired`."""
+        self.device_free()
+        alive = [w for line in self._robots.values() for w in line if not self.too_late(w.deadline_s, now_s)]
         if not alive:
+            if not self._robots:
+                self._turns.forget()
             return Idle()
-        size = self._size_for(len(alive))
+        usual = usual_size(len(alive), self._sizes, self._cost)
+        size = size_in_time(sorted(w.deadline_s - now_s for w in alive), usual, self._sizes, self._cost)
         wait_s = self._worth_waiting_s(alive, size, now_s)
-        return Wait(wait_s) if wait_s > _SHORTEST_WAIT_S else Dispatch(tuple(self._take(size, now_s)))
+        if wait_s > _SHORTEST_WAIT_S:
+            return Wait(wait_s)
+        batch = tuple(self._take(size, now_s))
+        self._busy_until_s = now_s + self._cost.seconds(bucket(size, self._sizes))
+        return Dispatch(batch)
 
-    def _bucket(self, n: int) -> int:
-        """The smallest batch size of the card that holds n; shapes are compiled for these alone."""
-        return next((size for size in self._sizes if size >= n), self._sizes[-1])
+    def _foresees(self, now_s: float) -> bool:
+        return now_s - self._measured_s < _FORESIGHT_S or now_s < self._busy_until_s
 
-    def _size_for(self, alive: int) -> int:
-        """All that wait, or the largest full bucket where padding up to the next one costs more than a second batch."""
-        if alive >= self.max_batch:
-            return self.max_batch
-        full = max((size for size in self._sizes if size <= alive), default=0)
-        if not full or full == alive:
-            return alive
-        together = self._cost.seconds(self._bucket(alive))
-        apart = self._cost.seconds(full) + self._cost.seconds(self._bucket(alive - full))
-        return alive if together <= apart else full
+    def _give_way(self, surplus: int, now_s: float) -> list[Waiting[T]]:
+        """At most `surplus` of those who would miss the next full batch, evenly from those who have most waiting."""
+        missed_s = max(now_s, self._busy_until_s) + self._cost.seconds(self.max_batch)
+        waiting: dict[str, int] = {}
+        hurried: dict[str, list[Waiting[T]]] = {}
+        for line in self._robots.values():
+            for w in line:
+                if not self.too_late(w.deadline_s, now_s):
+                    waiting[w.customer] = waiting.get(w.customer, 0) + 1
+                    if w.deadline_s < missed_s:
+                        hurried.setdefault(w.customer, []).append(w)
+        for own in hurried.values():
+            own.sort(key=lambda w: w.deadline_s, reverse=True)
+        gone: list[Waiting[T]] = []
+        while hurried and len(gone) < surplus:
+            customer = max(hurried, key=lambda name: waiting[name])
+            gone.append(hurried[customer].pop())
+            waiting[customer] -= 1
+            if not hurried[customer]:
+                del hurried[customer]
+        return gone
 
     def _worth_waiting_s(self, alive: Sequence[Waiting[T]], size: int, now_s: float) -> float:
         """How long to wait for company; 0 where this batch already keeps up with the arrivals."""
-        cost_s = self._cost.seconds(self._bucket(size))
+        cost_s = self._cost.seconds(bucket(size, self._sizes))
         if size >= self.max_batch or cost_s <= 0 or size / cost_s >= self._arrivals.per_second(now_s):
             return 0.0
         oldest_s = min(waiting.arrived_s for waiting in alive)
@@ -136,12 +192,26 @@ class BatchQueue(Generic[T]):
         return min(oldest_s + self._cost.base_s - now_s, slack_s)
 
     def _take(self, size: int, now_s: float) -> list[Waiting[T]]:
-        """The `size` most urgent. A robot's line is as urgent as its most urgent request, so that order holds."""
-        lines = [deque(w for w in line if w.deadline_s > now_s) for line in self._robots.values()]
+        """The `size` whose turn it is.
+
+        A robot's line is as urgent as its most urgent request, so that order holds. Lines whose next request would
+        come too late in a batch of this size ride only where there is room: full batches go to who can use them.
+        """
+        in_time_s = now_s + self._cost.seconds(bucket(size, self._sizes))
+        lines: dict[str, list[_Line[T]]] = {}
+        for number, queued in enumerate(self._robots.values()):
+            line = deque(w for w in queued if not self.too_late(w.deadline_s, now_s))
+            if line:
+                lines.setdefault(line[0].customer, []).append(_Line(line, in_time_s, number))
+        for own in lines.values():
+            heapq.heapify(own)
         taken: list[Waiting[T]] = []
         while len(taken) < size:
-            line = min((line for line in lines if line), key=_urgency)
-            taken.append(line.popleft())
+            customer = min(lines, key=lambda name: (lines[name][0].late, self._turns.next_of(name), lines[name][0]))
+            taken.append(_next_of(lines[customer], in_time_s))
+            self._turns.take(customer)
+            if not lines[customer]:
+                del lines[customer]
         chosen = set(map(id, taken))
         for robot in {waiting.robot for waiting in taken}:
             self._replace(robot, deque(w for w in self._robots[robot] if id(w) not in chosen))
@@ -155,5 +225,28 @@ class BatchQueue(Generic[T]):
             del self._robots[robot]
 
 
-def _urgency(line: deque[Waiting[T]]) -> tuple[float, float]:
-    return min(waiting.deadline_s for waiting in line), line[0].arrived_s
+class _Line(Generic[T]):
+    """One robot's requests that may ride, in order; the line that goes first is the smallest."""
+
+    __slots__ = ("key", "late", "number", "waiting")
+
+    def __init__(self, waiting: deque[Waiting[T]], in_time_s: float, number: int) -> None:
+        self.waiting = waiting
+        self.number = number
+        #: Its next request would come back after its deadline.
+        self.late = waiting[0].deadline_s < in_time_s
+        self.key = (self.late, min(w.deadline_s for w in waiting), waiting[0].arrived_s, number)
+
+    def __lt__(self, other: _Line[T]) -> bool:
+        return self.key < other.key
+
+
+def _next_of(lines: list[_Line[T]], in_time_s: float) -> Waiting[T]:
+    """Take the next request off a customer's lines, which are a heap."""
+    line = lines[0]
+    waiting = line.waiting.popleft()
+    if line.waiting:
+        heapq.heapreplace(lines, _Line(line.waiting, in_time_s, line.number))
+    else:
+        heapq.heappop(lines)
+    return waiting

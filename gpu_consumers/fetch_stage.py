@@ -12,6 +12,7 @@ from collections.abc import Callable
 from gpu_consumers.jobs import Job, new_job, observe, read_envelope, read_request
 from gpu_consumers.policies.contract import Policy, PolicyError
 from gpu_consumers.publish_stage import DeadLetter, PublishStage, Refused
+from gpu_consumers.watchdog import Watchdog
 from runtime.errors import Poison, Reject
 from runtime.kafka import Record
 from runtime.lifecycle import Deadline
@@ -35,6 +36,8 @@ class FetchStage:
         *,
         policy: Policy,
         ready: Callable[[Job], None],
+        too_late: Callable[[Job], bool],
+        watchdog: Watchdog,
         publish: PublishStage,
         metrics: Metrics,
         threads: int,
@@ -42,6 +45,8 @@ class FetchStage:
     ) -> None:
         self._policy = policy
         self._ready = ready
+        self._too_late = too_late
+        self._watchdog = watchdog
         self._publish = publish
         self._metrics = metrics
         self._fail = fail
@@ -70,7 +75,7 @@ class FetchStage:
             while (item := work.get()) is not None:
                 with self._metrics.stage_duration.labels("gpu_fetch").time():
                     self._fetch(*item)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
 
     def _fetch(self, record: Record, done: Callable[[], None], received_s: float) -> None:
@@ -92,7 +97,13 @@ class FetchStage:
             self._publish.put(DeadLetter(record, error, lambda: self._publish.put(refusal)))
             return
         job = new_job(envelope, request, done, received_s=received_s, now_s=now_s)
-        refusal_or_none = self._prepare(job)
+        if self._too_late(job):
+            # Before its images are decoded: under overload most of the log is read only to be refused.
+            self._metrics.deadline_drops.labels("gpu_fetch").inc()
+            self._publish.put(Refused(job, Code.EXPIRED, "its deadline passed while it waited for a worker"))
+            return
+        with self._watchdog.watching("prepare"):
+            refusal_or_none = self._prepare(job)
         if refusal_or_none is None:
             self._ready(job)
         else:

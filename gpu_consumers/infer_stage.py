@@ -9,27 +9,37 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from gpu_consumers.batching import BatchQueue, Dispatch, Wait, Waiting
-from gpu_consumers.cost import CostModel
 from gpu_consumers.devices import is_out_of_memory, release_memory
 from gpu_consumers.jobs import Job
 from gpu_consumers.policies.contract import Policy, PolicyError
 from gpu_consumers.publish_stage import Inferred, PublishStage, Refused
+from gpu_consumers.warm_up import blank
+from gpu_consumers.watchdog import Watchdog
+from runtime.errors import Fatal
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from schemas.codes import Code
 
 log = logging.getLogger(__name__)
 
+#: What the way back takes: results topic, action gate, reply. The device is done so long before the deadline, or
+#: by a tenth of the time that was left on arrival where that is less.
+_WAY_BACK_S = 0.025
+_WAY_BACK_SHARE = 0.1
+
 
 class InferStage:
-    """A batch that fails is run again one by one, so that only the culprit is refused."""
+    """A batch that fails is halved until only the culprit is refused.
+
+    Where a blank request fails as well it is the device that is broken, and the process ends with nothing refused.
+    """
 
     def __init__(
         self,
         *,
         policy: Policy,
         queue: BatchQueue[Job],
-        cost: CostModel,
+        watchdog: Watchdog,
         publish: PublishStage,
         metrics: Metrics,
         fail: Callable[[BaseException], None],
@@ -37,7 +47,7 @@ class InferStage:
     ) -> None:
         self._policy = policy
         self._queue = queue
-        self._cost = cost
+        self._watchdog = watchdog
         self._publish = publish
         self._metrics = metrics
         self._fail = fail
@@ -48,19 +58,12 @@ class InferStage:
         #: Batches to run again, ahead of the queue.
         self._again: deque[list[Job]] = deque()
         self._stopping = False
-        self._running_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="infer", daemon=True)
 
     @property
     def depth(self) -> int:
         """Requests that wait for the device."""
         return len(self._queue)
-
-    @property
-    def running_s(self) -> float:
-        """How long the batch on the device has been running; 0 for an idle device."""
-        since = self._running_since
-        return 0.0 if since is None else self._clock() - since
 
     @property
     def max_batch(self) -> int:
@@ -71,17 +74,34 @@ class InferStage:
 
     def offer(self, job: Job) -> None:
         """Take a prepared job in; older waiting ones of its robot end here if it asks for the latest only."""
-        waiting = Waiting(job.robot, self._clock(), job.deadline_s, job.request.options.latest_only, job)
+        waiting = Waiting(
+            robot=job.robot,
+            arrived_s=self._clock(),
+            deadline_s=_due_s(job),
+            latest_only=job.request.options.latest_only,
+            item=job,
+            customer=job.envelope.customer_id,
+        )
         with self._arrived:
             superseded = self._queue.offer(waiting)
+            # Under overload the log is read on while the device is busy, so that the next batch is of the young.
+            crowded = len(self._queue) > self._queue.max_batch
+            expired = self._queue.take_expired(self._clock()) if crowded else []
             self._arrived.notify()
+        self._refuse_expired([older.item for older in expired])
         for older in superseded:
             self._metrics.superseded.labels(self._deployment).inc()
             self._publish.put(Refused(older.item, Code.SUPERSEDED, "a newer observation of this robot took its place"))
 
+    def too_late(self, job: Job) -> bool:
+        """Whether the device cannot be done with it before its deadline, even if it were the next one."""
+        with self._arrived:
+            return self._queue.too_late(_due_s(job), self._clock())
+
     def run_again(self, jobs: Sequence[Job]) -> None:
-        """Run these one by one: something went wrong while they were together."""
-        self._first([[job] for job in jobs])
+        """Run these in two halves: something went wrong while they were together."""
+        middle = (len(jobs) + 1) // 2
+        self._first([list(half) for half in (jobs[:middle], jobs[middle:]) if half])
 
     def close(self, deadline: Deadline) -> None:
         with self._arrived:
@@ -94,7 +114,7 @@ class InferStage:
         try:
             while (batch := self._next_batch()) is not None:
                 self._infer(batch)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
 
     def _next_batch(self) -> list[Job] | None:
@@ -105,8 +125,8 @@ class InferStage:
                 self._refuse_expired([waiting.item for waiting in self._queue.take_expired(now)])
                 if self._again:
                     batch = self._again.popleft()
-                    alive = [job for job in batch if job.deadline_s > now]
-                    self._refuse_expired([job for job in batch if job.deadline_s <= now])
+                    alive = [job for job in batch if not self._queue.too_late(_due_s(job), now)]
+                    self._refuse_expired([job for job in batch if self._queue.too_late(_due_s(job), now)])
                     if alive:
                         return alive
                     continue
@@ -120,17 +140,17 @@ class InferStage:
 
     def _infer(self, batch: list[Job]) -> None:
         start_us = int(time.time() * 1e6)
-        self._running_since = started = self._clock()
+        started = self._clock()
         try:
-            raw = self._policy.infer([job.prepared for job in batch])
+            with self._watchdog.watching("infer"):
+                raw = self._policy.infer([job.prepared for job in batch])
         except Exception as error:
             self._failed(batch, error)
             return
-        finally:
-            self._running_since = None
-        took_s = self._clock() - started
+        ended = self._clock()
+        took_s = ended - started
         with self._arrived:
-            self._cost.observe(len(batch), took_s)
+            self._queue.measured(len(batch), took_s, ended)
         end_us = int(time.time() * 1e6)
         for job in batch:
             job.times.infer_start_us, job.times.infer_end_us = start_us, end_us
@@ -139,9 +159,13 @@ class InferStage:
         self._publish.put(Inferred(batch, raw, self.run_again))
 
     def _failed(self, batch: list[Job], error: Exception) -> None:
+        with self._arrived:
+            self._queue.device_free()
         if is_out_of_memory(error):
             release_memory()
         if len(batch) == 1:
+            if not isinstance(error, PolicyError):
+                self._prove_device(error)
             self._publish.put(refusal_of(batch[0], error))
             return
         self._metrics.retries.labels("infer", type(error).__name__).inc()
@@ -152,8 +176,19 @@ class InferStage:
                 self._queue.limit_batch(half)
             self._first([batch[start : start + half] for start in range(0, len(batch), half)])
         else:
-            log.warning("a batch of %d failed, running it one by one: %r", len(batch), error, extra={"action": "infer"})
+            log.warning("a batch of %d failed, running it in halves: %r", len(batch), error, extra={"action": "infer"})
             self.run_again(batch)
+
+    def _prove_device(self, cause: Exception) -> None:
+        """Raises Fatal where the device fails on a blank request as it did on a robot's.
+
+        A device in an error state fails at once, and would otherwise refuse requests faster than others serve them.
+        """
+        try:
+            with self._watchdog.watching("infer"):
+                self._policy.infer([self._policy.prepare(blank(self._policy))])
+        except Exception as error:
+            raise Fatal(f"the device fails on everything since {cause!r}: {error!r}") from error
 
     def _first(self, batches: list[list[Job]]) -> None:
         """Run these next, in this order: nothing of their robots may overtake them."""
@@ -164,7 +199,13 @@ class InferStage:
     def _refuse_expired(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._metrics.deadline_drops.labels("gpu_batch").inc()
-            self._publish.put(Refused(job, Code.EXPIRED, "its deadline passed before it reached the device"))
+            self._publish.put(Refused(job, Code.EXPIRED, "the device could not have been done before its deadline"))
+
+
+def _due_s(job: Job) -> float:
+    """When the device has to be done with it, so that its robot gets the actions in time."""
+    left_s = max(job.deadline_s - job.received_s, 0.0)
+    return job.deadline_s - min(_WAY_BACK_S, _WAY_BACK_SHARE * left_s)
 
 
 def refusal_of(job: Job, error: Exception) -> Refused:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 
 from gpu_consumers.batching import BatchQueue
-from gpu_consumers.cost import ArrivalRate, CostModel
+from gpu_consumers.cost import CostModel
 from gpu_consumers.devices import DeviceMonitor
 from gpu_consumers.fetch_stage import FetchStage
 from gpu_consumers.heartbeat import INTERVAL_S, Heartbeat
@@ -20,10 +20,12 @@ from gpu_consumers.periodic import Periodic
 from gpu_consumers.policies.contract import Policy
 from gpu_consumers.publish_stage import PublishStage
 from gpu_consumers.warm_up import warm_up
+from gpu_consumers.watchdog import Watchdog
 from runtime.lifecycle import Deadline, Lifecycle, exit_now
 from runtime.metrics import Metrics
 from runtime.processor import ConsumerPort, OnCommit, Processor
 from runtime.publisher import PublisherPort
+from runtime.rates import EventRate
 from runtime.settings import Settings
 from schemas.cards import ModelCard
 from schemas.messages import WorkerHeartbeat
@@ -31,6 +33,11 @@ from schemas.topics import accepted_topic
 
 #: A poll loop that has not come round for this long is stuck.
 _STUCK_S = 30.0
+_ROOM_BATCHES = 4
+#: A policy may take so many times as long as its largest batch is known to take; or POLICY_TIMEOUT_S, if longer.
+_PATIENCE = 10
+#: Share of that time after which a worker is taken for hung: it is not alive, and no more requests are sent to it.
+_SUSPECT = 0.5
 
 
 def group_of(card: ModelCard) -> str:
@@ -39,7 +46,11 @@ def group_of(card: ModelCard) -> str:
 
 
 class Worker:
-    """The three stages around one policy. The processor keeps at most `worker_queue_max_size` records in flight."""
+    """The three stages around one policy.
+
+    The processor keeps at most `worker_queue_max_size` records in flight, or four full batches if that is more: no
+    queue between the stages holds more than these.
+    """
 
     def __init__(
         self,
@@ -59,15 +70,19 @@ class Worker:
         self._metrics = metrics
         self._lifecycle = lifecycle
         self._on_hang = on_hang
+        # Room for a batch on the device, one to follow, and choice enough that no customer shuts another out.
+        room = max(settings.worker_queue_max_size, _ROOM_BATCHES * card.batch_sizes[-1])
         self._cost = CostModel()
+        self._watchdog = Watchdog()
         self._queue: BatchQueue[Job] = BatchQueue(
-            capacity=settings.worker_queue_max_size,
+            capacity=room,
             batch_sizes=card.batch_sizes,
             cost=self._cost,
-            arrivals=ArrivalRate(),
+            arrivals=EventRate(),
         )
         self._publish = PublishStage(
             policy=policy,
+            watchdog=self._watchdog,
             publisher=publisher,
             metrics=metrics,
             worker_id=self.worker_id,
@@ -77,7 +92,7 @@ class Worker:
         self._infer = InferStage(
             policy=policy,
             queue=self._queue,
-            cost=self._cost,
+            watchdog=self._watchdog,
             publish=self._publish,
             metrics=metrics,
             fail=lifecycle.fail,
@@ -85,6 +100,8 @@ class Worker:
         self._fetch = FetchStage(
             policy=policy,
             ready=self._infer.offer,
+            too_late=self._infer.too_late,
+            watchdog=self._watchdog,
             publish=self._publish,
             metrics=metrics,
             threads=settings.inference_max_workers,
@@ -95,7 +112,7 @@ class Worker:
             topics=[accepted_topic(card.deployment)],
             handler=self._fetch,
             metrics=metrics,
-            max_in_flight=settings.worker_queue_max_size,
+            max_in_flight=room,
         )
         self._monitor = DeviceMonitor(policy.device, self.worker_id, metrics)
         self._heartbeat = Heartbeat(
@@ -138,14 +155,23 @@ class Worker:
         """Requests that wait for the device."""
         return self._infer.depth
 
+    @property
+    def policy_limit_s(self) -> float:
+        """How long the policy may stay in one step. Grows with a device that has become slow, rather than ending it."""
+        return max(self._policy_timeout_s, _PATIENCE * self._cost.seconds(self._queue.max_batch))
+
     def alive(self) -> bool:
-        return not self._warm or self._processor.since_poll_s < _STUCK_S
+        return not self._warm or (self._processor.since_poll_s < _STUCK_S and not self._hung(_SUSPECT))
+
+    def _hung(self, share: float = 1.0) -> bool:
+        return self._watchdog.longest()[1] > share * self.policy_limit_s
 
     def _pulse(self) -> None:
-        if self._infer.running_s > self._policy_timeout_s:
-            self._on_hang(f"the policy has not come back from a batch for {self._policy_timeout_s:.0f} s")
+        if self._hung():
+            step, inside_s = self._watchdog.longest()
+            self._on_hang(f"the policy has not come back from {step} for {inside_s:.0f} s")
         self._metrics.queue_depth.labels(self._policy.card.deployment).set(self.queue_depth)
-        if self._warm and self._processor.joined:
+        if self._warm and self._processor.joined and not self._hung(_SUSPECT):
             self._heartbeat.beat()
 
     def _stop_intake(self, deadline: Deadline) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from gpu_consumers.completions import chunk_problem, completion_headers, rejected_completion, result_completion
 from gpu_consumers.jobs import Job
 from gpu_consumers.policies.contract import Policy, PolicyError
+from gpu_consumers.watchdog import Watchdog
 from runtime.dead_letters import write_dead_letter
 from runtime.errors import Fatal, Poison, Retry, Unavailable
 from runtime.kafka import Record
@@ -74,6 +75,7 @@ class PublishStage:
         self,
         *,
         policy: Policy,
+        watchdog: Watchdog,
         publisher: PublisherPort,
         metrics: Metrics,
         worker_id: str,
@@ -83,6 +85,7 @@ class PublishStage:
     ) -> None:
         self._policy = policy
         self._card = policy.card
+        self._watchdog = watchdog
         self._publisher = publisher
         self._metrics = metrics
         self._worker_id = worker_id
@@ -116,7 +119,7 @@ class PublishStage:
             while (item := self._items.get()) is not None:
                 with self._metrics.stage_duration.labels("gpu_publish").time():
                     self._handle(item)
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
 
     def _handle(self, item: _Item) -> None:
@@ -134,7 +137,8 @@ class PublishStage:
     def _finish(self, item: Inferred) -> None:
         size = len(item.jobs)
         try:
-            chunks = self._policy.finish(item.raw, size)
+            with self._watchdog.watching("finish"):
+                chunks = self._policy.finish(item.raw, size)
             if len(chunks) != size:
                 raise ValueError(f"the policy gave {len(chunks)} chunks for {size} requests")
         except Exception as error:

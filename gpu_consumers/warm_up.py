@@ -24,7 +24,7 @@ def warm_up(policy: Policy, queue: BatchQueue[Any], cost: CostModel) -> None:
     for size in policy.card.batch_sizes:
         try:
             for _ in range(2):
-                batch = [policy.prepare(_blank(policy, seed)) for seed in range(size)]
+                batch = [policy.prepare(blank(policy, seed)) for seed in range(size)]
                 started = time.perf_counter()
                 raw = policy.infer(batch)
                 took_s = time.perf_counter() - started
@@ -39,7 +39,8 @@ def warm_up(policy: Policy, queue: BatchQueue[Any], cost: CostModel) -> None:
             raise Fatal(f"deployment {policy.card.deployment} cannot run a batch of {size}: {error!r}") from error
 
 
-def _blank(policy: Policy, seed: int) -> Observation:
+def blank(policy: Policy, seed: int = 0) -> Observation:
+    """An observation that every policy takes: black images, a state of zeros."""
     card = policy.card
     return Observation(
         request_id="warm-up",

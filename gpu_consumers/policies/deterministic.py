@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from gpu_consumers.policies.contract import Observation, PolicyError
 from schemas.cards import ModelCard
 
+#: How many times as long a batch with "fault slow" takes.
+_SLOW = 10
+
 
 class DeterministicConfig(BaseModel):
     """The card's `policy_config`."""
@@ -28,7 +31,8 @@ class DeterministicConfig(BaseModel):
     service_time_per_item_ms: float = Field(default=0.0, ge=0)
     #: Largest magnitude of an action value; the last dimension is 0 or 1.
     amplitude: float = Field(default=0.01, gt=0)
-    #: Obey "fault nan", "fault raise", "fault refuse", "fault range", "fault shape" and "fault hang" in instructions.
+    #: Obey "fault nan", "fault raise", "fault refuse", "fault range", "fault shape", "fault hang" and "fault slow"
+    #: (its batch takes ten times as long) in instructions.
     faults: bool = False
 
 
@@ -59,7 +63,9 @@ class DeterministicPolicy:
         return _Prepared(self._chunk(observation), fault)
 
     def infer(self, batch: Sequence[_Prepared]) -> list[NDArray[np.float32]]:
-        time.sleep((self._config.service_time_base_ms + len(batch) * self._config.service_time_per_item_ms) / 1000)
+        pace = _SLOW if any(item.fault == "slow" for item in batch) else 1
+        service_ms = self._config.service_time_base_ms + len(batch) * self._config.service_time_per_item_ms
+        time.sleep(pace * service_ms / 1000)
         return [self._with_fault(item) for item in batch]
 
     def finish(self, raw: list[NDArray[np.float32]], size: int) -> list[NDArray[np.float32]]:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_consumers.batching import BatchQueue, Dispatch, Idle, QueueFull, Wait, Waiting
-from gpu_consumers.cost import ArrivalRate, CostModel
+from gpu_consumers.cost import CostModel
+from runtime.rates import EventRate
 
 SIZES = (1, 2, 4, 8)
 
@@ -18,11 +19,11 @@ SIZES = (1, 2, 4, 8)
 def queue(
     *, capacity: int = 64, sizes: tuple[int, ...] = SIZES, a: float = 0.0, b: float = 0.0, rate: float = 0.0
 ) -> BatchQueue[int]:
-    cost, arrivals = CostModel(), ArrivalRate()
+    cost, arrivals = CostModel(), EventRate()
     for n in (1, 8):
         cost.observe(n, a * n + b)
     for _ in range(round(rate)):
-        arrivals.arrived(0.0)
+        arrivals.happened(0.0)
     return BatchQueue(capacity=capacity, batch_sizes=sizes, cost=cost, arrivals=arrivals)
 
 
@@ -63,9 +64,10 @@ ARRIVALS = st.lists(
     st.floats(0, 0.2),
     st.sets(st.integers(1, 16), min_size=1, max_size=5),
     st.integers(1, 20),
+    st.booleans(),
 )
 def test_every_request_leaves_exactly_once_in_time_and_in_order(
-    arrivals: list[Arrival], a: float, b: float, sizes: set[int], capacity: int
+    arrivals: list[Arrival], a: float, b: float, sizes: set[int], capacity: int, foresees: bool
 ) -> None:
     q = queue(capacity=capacity, sizes=tuple(sizes), a=a, b=b)
     now, end = 0.0, {"run": [], "expired": [], "superseded": [], "full": []}  # type: ignore[var-annotated]
@@ -81,7 +83,10 @@ def test_every_request_leaves_exactly_once_in_time_and_in_order(
                 assert 1 <= len(decision.batch) <= max(sizes)
                 assert all(w.deadline_s > now for w in decision.batch)
                 end["run"] += [w.item for w in decision.batch]
-                now += a * len(decision.batch) + b
+                took_s = a * len(decision.batch) + b
+                now += took_s
+                if foresees:
+                    q.measured(len(decision.batch), took_s, now)
             elif isinstance(decision, Wait):
                 assert 0 < decision.seconds <= b + 1e-9
                 if now + decision.seconds > until:
@@ -99,7 +104,8 @@ def test_every_request_leaves_exactly_once_in_time_and_in_order(
         serve(at)
         robots[index] = arrival.robot
         try:
-            entry = Waiting(arrival.robot, now, at + arrival.ttl_s, arrival.latest_only, index)
+            customer = "c-1" if arrival.robot == "a" else "c-2"
+            entry = Waiting(arrival.robot, now, at + arrival.ttl_s, arrival.latest_only, index, customer)
             gone = q.offer(entry)
         except QueueFull:
             assert len(q) == capacity
@@ -252,9 +258,9 @@ def test_batches_of_one_size_move_the_base_and_leave_the_slope() -> None:
 
 
 def test_the_arrival_rate_rises_to_the_truth_and_falls_when_nothing_comes() -> None:
-    rate = ArrivalRate(window_s=1.0)
+    rate = EventRate(window_s=1.0)
     assert rate.per_second(0.0) == 0.0
     for index in range(1000):
-        rate.arrived(index / 100)
+        rate.happened(index / 100)
     assert rate.per_second(9.99) == pytest.approx(100, rel=0.02)
     assert rate.per_second(15.0) < 1

@@ -3,157 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from gpu_consumers.pipeline import Worker, group_of
-from gpu_consumers.policies.contract import Observation, PolicyError
+from gpu_consumers.policies.contract import Observation
 from runtime.errors import Fatal, Unavailable
-from runtime.lifecycle import Lifecycle
-from runtime.metrics import Metrics
-from runtime.settings import Settings
-from runtime.testing import InMemoryBroker
 from schemas import headers as h
 from schemas.ids import default_seed, result_id
-from schemas.messages import Completion, ImageEncoding, Stage, WorkerHeartbeat
-from schemas.topics import RESULTS, WORKERS, accepted_topic, dead_letter_topic
+from schemas.messages import ImageEncoding, WorkerHeartbeat
+from schemas.topics import RESULTS, WORKERS, dead_letter_topic
 from tests.accepted import headers_of, request
-from tests.cards import model
-
-CARD = model(batch_sizes=(1, 2, 4))
-ACCEPTED = accepted_topic(CARD.deployment)
-GROUP = group_of(CARD)
-
-
-class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
-
-
-class Scripted:
-    """A policy that does what the instruction's last word says, and holds the device while `open` is not set."""
-
-    revision = "0123456789abcdef"
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.card = CARD
-        self.open = threading.Event()
-        self.open.set()
-        self.busy = threading.Event()
-        self.batches: list[list[str]] = []
-
-    def prepare(self, observation: Observation) -> Observation:
-        if observation.instruction.endswith("unpreparable"):
-            raise ValueError("no such thing")
-        if observation.instruction.endswith("unwanted"):
-            raise PolicyError("this policy does not do that")
-        return observation
-
-    def infer(self, batch: Sequence[Observation]) -> list[Observation]:
-        if batch[0].request_id != "warm-up":
-            self.batches.append([observation.request_id for observation in batch])
-            self.busy.set()
-            self.open.wait(20)
-        for observation in batch:
-            if observation.instruction.endswith("poison"):
-                raise RuntimeError("the device did not like it")
-            if observation.instruction.endswith("refused"):
-                raise PolicyError("not with this gripper")
-            if observation.instruction.endswith("large") and len(batch) > 1:
-                raise OutOfMemoryError("CUDA out of memory")
-        return list(batch)
-
-    def finish(self, raw: list[Observation], size: int) -> list[NDArray[np.float32]]:
-        return [self._chunk(observation) for observation in raw[:size]]
-
-    def _chunk(self, observation: Observation) -> Any:
-        chunk = np.full((CARD.horizon, CARD.action_dim), 0.5, np.float32)
-        match observation.instruction.split()[-1]:
-            case "nan":
-                chunk[0, 0] = np.nan
-            case "misshapen":
-                return chunk[:2]
-            case "double":
-                return chunk.astype(np.float64)
-            case "unfinishable":
-                raise RuntimeError("cannot be denormalised")
-        return chunk
-
-
-class Running:
-    """A worker on a thread, with what a test needs to drive it."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.broker = InMemoryBroker({ACCEPTED: 2, dead_letter_topic(ACCEPTED): 1, RESULTS: 4, WORKERS: 1})
-        self.publisher = self.broker.publisher()
-        self.policy = Scripted()
-        self.metrics = Metrics()
-        self.lifecycle = Lifecycle(10)
-        self.hangs: list[str] = []
-        self.worker = Worker(
-            settings=Settings(_env_file=None, **settings),
-            policy=self.policy,
-            publisher=self.publisher,
-            build_consumer=lambda on_commit: self.broker.consumer(GROUP, on_commit),
-            metrics=self.metrics,
-            lifecycle=self.lifecycle,
-            on_hang=self.hangs.append,
-        )
-        self.thread = threading.Thread(target=self.worker.run)
-
-    def start(self) -> None:
-        self.thread.start()
-        # The worker serves from its first heartbeat on; readiness, which waits for the second, is for probes.
-        assert self.broker.wait_for(lambda: set(self.worker.waiting()) <= {"its heartbeats"})
-
-    def stop(self) -> int:
-        self.policy.open.set()
-        self.lifecycle.stop()
-        self.thread.join()
-        return self.lifecycle.close()
-
-    def send(self, request_id: str, instruction: str = "push the red block", **kwargs: Any) -> None:
-        header_names = {"ttl_s", "customer", "partition", "offset"}
-        message = request(
-            request_id, instruction=instruction, **{k: v for k, v in kwargs.items() if k not in header_names}
-        )
-        self.send_raw(
-            message.SerializeToString(),
-            headers_of(message, **{k: v for k, v in kwargs.items() if k in header_names}),
-            message.robot_id.encode(),
-        )
-
-    def send_raw(self, value: bytes, headers: dict[str, str | int], key: bytes = b"robot-1") -> None:
-        self.broker.append(ACCEPTED, value, key, h.encode(headers), 0)
-
-    def hold_device(self) -> None:
-        """Keep the device busy with a request of its own until `policy.open` is set."""
-        self.policy.open.clear()
-        self.send("plug", robot="plug")
-        assert self.policy.busy.wait(10)
-
-    def queue_up(self, *sends: Callable[[], None]) -> None:
-        """Let requests gather behind a busy device, then free it."""
-        self.hold_device()
-        for send in sends:
-            send()
-        assert self.broker.wait_for(lambda: self.worker.queue_depth == len(sends))
-        self.policy.open.set()
-
-    def completions(self, count: int) -> dict[str, Completion]:
-        """Completions by request id, once there are `count`; never more, never two for one request."""
-        assert self.broker.wait_for(lambda: len(self.broker.records(RESULTS)) >= count), self.broker.records(RESULTS)
-        found = [Completion.FromString(record.value or b"") for record in self.broker.records(RESULTS)]
-        by_id = {completion.request.request_id: completion for completion in found}
-        assert len(by_id) == len(found) == count
-        return by_id
-
-    def committed(self, offset: int) -> bool:
-        return self.broker.wait_for(lambda: self.broker.committed(GROUP, ACCEPTED, 0) == offset)
+from tests.unit.worker_case import ACCEPTED, CARD, GROUP, Running, code_of
 
 
 @pytest.fixture
@@ -163,13 +25,6 @@ def running() -> Iterator[Running]:
     yield run
     if not run.lifecycle.stopping.is_set():
         assert run.stop() == 0
-
-
-def code_of(completion: Completion) -> str:
-    assert completion.WhichOneof("kind") == "rejection", completion
-    assert completion.rejection.stage == Stage.STAGE_GPU_WORKER
-    assert completion.rejection.violations[0].detail
-    return completion.rejection.code
 
 
 def test_a_request_becomes_a_result_where_its_source_lies(running: Running) -> None:
@@ -271,7 +126,7 @@ def test_an_expired_request_never_reaches_the_device(running: Running) -> None:
     done = running.completions(2)
     assert code_of(done["late"]) == "expired"
     assert running.policy.batches == [["good"]]
-    assert running.metrics.deadline_drops.labels("gpu_batch")._value.get() == 1  # noqa: SLF001
+    assert running.metrics.deadline_drops.labels("gpu_fetch")._value.get() == 1  # noqa: SLF001
 
 
 def test_a_result_that_comes_after_its_deadline_is_not_published(running: Running) -> None:
