@@ -50,6 +50,8 @@ class _Case:
     robot_type: str = ""
     published: bool = False
     replayed: bool = False
+    #: How long the observation is worth acting on.
+    ttl_s: float = float("inf")
 
     @property
     def elapsed_s(self) -> float:
@@ -127,7 +129,8 @@ class InferenceRoute:
         ttl_ms = message.ttl_ms
         if not 0 < ttl_ms <= self._settings.max_ttl_ms:
             ttl_ms = self._settings.default_ttl_ms
-        timeout_s = ttl_ms / 1000 + GRACE_S
+        case.ttl_s = ttl_ms / 1000
+        timeout_s = case.ttl_s + GRACE_S
         future = self._gateway.ask(question, timeout_s)
         case.published = True
         loop = asyncio.get_running_loop()
@@ -169,7 +172,8 @@ class InferenceRoute:
             raise rejection_problem(outcome, replayed=reply.replayed, timings=timings)
         if kind != "chunk" or not _is_matrix(outcome):
             raise _unreadable(case)
-        expired = reply.expired or self._now_us() / 1000 > outcome.request.deadline_ms
+        # The deadline counts from the broker's append, which an outage of Kafka delays: the frame is older then.
+        expired = reply.expired or self._now_us() / 1000 > outcome.request.deadline_ms or case.elapsed_s > case.ttl_s
         if expired and not reply.replayed:
             raise expired_problem()
         document = chunk_document(outcome, timings=timings, replayed=reply.replayed, expired=expired)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 import uuid
 from typing import Any
 
@@ -335,6 +336,17 @@ async def test_late_actions_are_never_delivered_as_fresh() -> None:
     document = assert_problem(await api.post(body()), 504, "expired")
     assert document["recorded"] is False
     assert "values" not in json.dumps(document)
+
+
+async def test_a_frame_that_kafka_took_late_is_not_fresh_by_the_deadline_that_kafka_gave_it() -> None:
+    api = Api()
+
+    def answers_later(request: InferenceRequest) -> Reply:
+        time.sleep(0.002)
+        return Reply("c", chunk_outcome(request).SerializeToString())
+
+    api.gateway.answer = answers_later
+    assert_problem(await api.post(body(options={"ttl_ms": 1})), 504, "expired")
 
 
 async def test_a_replay_is_the_first_result_and_says_whether_it_may_be_executed() -> None:
