@@ -13,7 +13,7 @@ UV := $(BIN)/uv --no-config
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test check format up down ps bench lock proto clean
+.PHONY: help setup demo test soak check format up down ps bench lock proto clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,6 +34,14 @@ demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the
 
 test: $(STAMP) ## Run all tests: unit, contract, integration, end to end
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(STAMP) ## Break everything under load for 30 minutes, and check every promise
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
+
+bench: $(STAMP) ## Measure the pipeline, one gate and the sinks; reports go to benchmarks/results
+	@$(BIN)/vlastream bench --set main --seconds 15 $(ARGS)
+	@$(BIN)/python -m benchmarks.gate_rate
+	@$(BIN)/python -m benchmarks.sink_rate
 
 check: $(STAMP) ## Lint, formatting, types, generated code
 	@$(BIN)/ruff check .

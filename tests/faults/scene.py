@@ -111,14 +111,15 @@ class Scene:
             assert [worker.wait(30) for worker in workers] == [0] * count
             log.close()
 
-    def resident_bytes(self) -> dict[str, int]:
-        """Memory of each process, children included, by role and number."""
-        found: dict[str, int] = {}
-        for process in self.stack.file["processes"]:
-            name = f"{process['role']} {sum(key.startswith(process['role']) for key in found)}"
-            family = [psutil.Process(process["pid"])]
-            found[name] = sum(member.memory_info().rss for member in [*family, *family[0].children(recursive=True)])
-        return found
+
+def resident_bytes(stack: RunningStack) -> dict[str, int]:
+    """Memory of each process, children included, by role and number."""
+    found: dict[str, int] = {}
+    for process in stack.file["processes"]:
+        name = f"{process['role']} {sum(key.startswith(process['role']) for key in found)}"
+        parent = psutil.Process(process["pid"])
+        found[name] = sum(one.memory_info().rss for one in [parent, *parent.children(recursive=True)])
+    return found
 
 
 def ready(process: dict[str, str]) -> bool:
