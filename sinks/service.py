@@ -37,7 +37,10 @@ def serve(
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     flow: Flow[RowT] = Flow(
         name=name,
-        consumer=build_consumer(settings, client_id, group=name),
+        # Rows are in no hurry: a few large fetches instead of one for each record save the broker work.
+        consumer=build_consumer(
+            settings, client_id, group=name, **{"fetch.min.bytes": 256 * 1024, "fetch.wait.max.ms": 300}
+        ),
         topics=topics,
         decode=decode,
         store=store(metrics),

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import httpx
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from runtime.kafka import build_producer
 from schemas.messages import Image, ImageEncoding, InferenceRequest
@@ -22,7 +22,8 @@ from tests.faults.ledger import Answer, Ledger, Sent
 
 FLEET = "demo"
 INSTRUCTION = "pick up the red block"
-_RETRY_PAUSE_S = 0.3
+#: Pause before the first retry; doubled with each, as robots that come back all at once would be the next fault.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 5.0
 #: How long a robot goes on asking for the outcome of one observation.
 _GIVE_UP_S = 90.0
 
@@ -119,9 +120,15 @@ class Load:
         return {**body, **changes}
 
     def _produce(self, producer: Producer, body: dict[str, Any]) -> None:
-        self.ledger.send(self._sent(body, unheard=True))
-        request = message(body, self._picture)
-        producer.produce(requests_topic(FLEET), request.SerializeToString(), key=request.robot_id)
+        request, sent = message(body, self._picture), self._sent(body, unheard=True)
+
+        def acknowledged(error: KafkaError | None, _: Message) -> None:
+            if error is None:
+                self.ledger.send(sent)
+
+        producer.produce(
+            requests_topic(FLEET), request.SerializeToString(), key=request.robot_id, on_delivery=acknowledged
+        )
         producer.poll(0)
 
     def _sent(self, body: dict[str, Any], *, unheard: bool = False) -> Sent:
@@ -130,7 +137,7 @@ class Load:
 
     async def _until_final(self, body: dict[str, Any]) -> None:
         self.ledger.send(self._sent(body))
-        give_up = time.monotonic() + _GIVE_UP_S
+        give_up, pause_s = time.monotonic() + _GIVE_UP_S, _FIRST_PAUSE_S
         while time.monotonic() < give_up:
             sent_s = time.time()
             try:
@@ -142,7 +149,8 @@ class Load:
                 final = False  # the API is away, or was while it answered
             if final:
                 return
-            await asyncio.sleep(_RETRY_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     def _note(self, request_id: str, sent_s: float, answer: httpx.Response) -> bool:
         content = answer.json()

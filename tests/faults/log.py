@@ -67,7 +67,7 @@ def decided(found: list[tuple[Outcome, Record]]) -> list[Decided]:
 
 
 def gate_flow(settings: Settings, found: list[tuple[Outcome, Record]], deployment: str) -> Flow:
-    """Requests to what was accepted or decided of them, completions to outcomes."""
+    """Requests to what was accepted, refused or decided of them; completions to outcomes."""
     flow = Flow()
     decided_s: dict[str, float] = {}
     for outcome, record in found:
@@ -81,9 +81,12 @@ def gate_flow(settings: Settings, found: list[tuple[Outcome, Record]], deploymen
             flow.note(source_at.topic, source_at.partition, source_at.offset, record.timestamp_ms / 1000)
     for record in records(settings, RESULTS):
         try:
-            row_id = Completion.FromString(record.value or b"").row_id
+            completion = Completion.FromString(record.value or b"")
         except DecodeError:
             continue
-        if row_id in decided_s:
-            flow.note(RESULTS, record.partition, record.offset, decided_s[row_id])
+        if completion.row_id in decided_s:
+            flow.note(RESULTS, record.partition, record.offset, decided_s[completion.row_id])
+            # A request that is refused at once goes straight to the results.
+            source = completion.request.source
+            flow.note(source.topic, source.partition, source.offset, record.timestamp_ms / 1000)
     return flow

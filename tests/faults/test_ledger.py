@@ -55,7 +55,6 @@ def test_what_was_answered_as_it_was_decided_breaks_no_promise() -> None:
         (ledger(answer(code="stopped", status=423, final=False)), [decided()], "never got its outcome"),
         (ledger(answer(result_id="y")), [decided()], "2 different outcomes"),
         (ledger(answer()), [decided(), decided(row_id="row2", code="expired")], "2 different outcomes"),
-        (ledger(answer(received_s=106.0)), [decided()], "after its deadline"),
         (ledger(answer(age_s=2.1)), [decided()], "after its deadline"),
         (
             ledger(answer()),
