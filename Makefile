@@ -39,7 +39,7 @@ soak: $(STAMP) ## Break everything under load for 30 minutes, and check every pr
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 bench: $(STAMP) ## Measure the pipeline, one gate and the sinks; reports go to benchmarks/results
-	@$(BIN)/vlastream bench --set main --seconds 15 $(ARGS)
+	@$(BIN)/vlastream bench --set main --seconds 12 $(ARGS)
 	@$(BIN)/python -m benchmarks.gate_rate
 	@$(BIN)/python -m benchmarks.sink_rate
 

@@ -186,7 +186,8 @@ def decode_image(image: Image) -> NDArray[np.uint8]:
         with Pillow.open(io.BytesIO(image.data), formats=(format_name,)) as opened:
             if max(opened.size) > MAX_SIDE:
                 raise Reject(Code.INVALID_IMAGE, f"a side has more than {MAX_SIDE} pixels", field=where)
-            return np.asarray(opened.convert("RGB"))
+            # `convert` copies what is RGB already, and `asarray` decodes by itself.
+            return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
     # Pillow's decoders raise many kinds of errors for bytes that are no image.
     except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise Reject(Code.INVALID_IMAGE, f"the image does not decode as {format_name.lower()}", field=where) from error

@@ -113,8 +113,8 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         summary="The action gate's verdict on actions of your own",
         response_class=Response,
         responses={
-            **openapi.json_answer("SafetyReport", "the actions may be executed; `safety` holds this report"),
-            **openapi.problems(400, 401, 413, 422),
+            **openapi.json_answer("SafetyVerdict", "the actions may be executed"),
+            **openapi.problems(400, 401, 403, 413, 422, 503),
         },
         openapi_extra=openapi.safety_body(services.cards),
     )
@@ -154,23 +154,25 @@ def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
     async def livez() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="Whether this process takes requests", responses={503: {"description": "not yet"}})
+    @router.get("/readyz", summary="Whether this process takes requests", responses=openapi.not_ready("not yet"))
     async def readyz() -> Response:
         reasons = health.waiting_for()
         body = {"status": "waiting" if reasons else "ready", "waiting_for": reasons}
         return _json(body, 503 if reasons else 200)
 
-    @router.get("/health", summary="Every server behind this API", responses={503: {"description": "down"}})
+    @router.get("/health", summary="Every server behind this API", responses=openapi.not_ready("down"))
     async def full_health() -> Response:
         status, body = await health.report()
         return _json(body, status)
 
-    @router.get("/metrics", summary="This process's metrics", response_class=Response)
+    exposition = openapi.text_answer("Prometheus' text exposition")
+
+    @router.get("/metrics", summary="This process's metrics", response_class=Response, responses=exposition)
     async def own_metrics() -> Response:
         monitoring.set_gauges(metrics, services.cards, services.workers)
         return _exposition(metrics.exposition())
 
-    @router.get("/metrics/federate", summary="The metrics of every role", response_class=Response)
+    @router.get("/metrics/federate", summary="The metrics of every role", response_class=Response, responses=exposition)
     async def federate() -> Response:
         targets = await asyncio.to_thread(services.federate_targets)
         scraped = await scrape(targets, scraper)
@@ -186,6 +188,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         parts = document.setdefault("components", {})
         for name, content in own.items():
             parts.setdefault(name, {}).update(content)
+        openapi.drop_framework_errors(document)
         app.openapi_schema = document
     return app.openapi_schema
 

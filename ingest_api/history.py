@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 
+from ingest_api import openapi
 from ingest_api.keys import KeyRing
 from ingest_api.problems import Problem
 from runtime.database import Database
@@ -49,7 +50,17 @@ class PostgresHistory:
 def build_router(keys: KeyRing, history: History) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/inferences/{request_id}", tags=["inference"], summary="What became of one of your requests")
+    @router.get(
+        "/v1/inferences/{request_id}",
+        tags=["inference"],
+        summary="What became of one of your requests",
+        response_class=Response,
+        responses={
+            **openapi.json_answer("Inferences", "the rows of this id"),
+            **openapi.problems(401, 403, 404, 503),
+        },
+        openapi_extra=openapi.SECURED,
+    )
     async def one(request: Request, request_id: str) -> Response:
         key = await keys.authenticate(request.headers.get("authorization"))
         rows = [] if "\x00" in request_id else await asyncio.to_thread(history.find, key.customer_id, request_id)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ingest_api import openapi
 from ingest_api.problems import Problem, fault
 from runtime.metrics import Metrics
 from runtime.workers import LiveWorkers
@@ -22,7 +23,7 @@ def build_router(cards: CardSet, workers: LiveWorkers) -> APIRouter:
         names = dict.fromkeys(card.model for card in cards.models)
         return {"models": [model_document(name, cards, workers) for name in names]}
 
-    @router.get("/v1/models/{model}", tags=["models"], summary="One model")
+    @router.get("/v1/models/{model}", tags=["models"], summary="One model", responses=openapi.problems(404))
     async def one_model(model: str) -> dict[str, Any]:
         if not cards.deployments(model):
             known = ", ".join(sorted({card.model for card in cards.models})) or "none"

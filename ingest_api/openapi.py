@@ -50,12 +50,28 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 
 SAFETY_SCHEMA: dict[str, Any] = {
     "type": "object",
+    "required": ["score", "mode", "modified", "checks", "violations"],
     "properties": {
         "score": {"type": "number", "minimum": 0, "maximum": 1, "description": "the minimum of the checks"},
         "mode": {"type": "string", "enum": ["reject", "clamp", "monitor"]},
         "modified": {"type": "boolean"},
         "checks": {"type": "object", "additionalProperties": {"type": "number"}},
         "violations": PROBLEM_SCHEMA["properties"]["violations"],
+    },
+}
+
+VERDICT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["robot_type", "passed", "safety", "actions"],
+    "properties": {
+        "robot_type": {"type": "string"},
+        "passed": {"type": "boolean"},
+        "safety": {"$ref": "#/components/schemas/SafetyReport"},
+        "actions": {
+            "type": "array",
+            "description": "as a robot would get them: in mode clamp within every limit",
+            "items": {"type": "array", "items": {"type": "number"}},
+        },
     },
 }
 
@@ -72,6 +88,7 @@ CHUNK_SCHEMA: dict[str, Any] = {
         "step": {"type": "integer"},
         "actions": {
             "type": "object",
+            "required": ["horizon", "dim", "names", "units", "control_rate_hz", "values"],
             "properties": {
                 "horizon": {"type": "integer"},
                 "dim": {"type": "integer"},
@@ -85,6 +102,7 @@ CHUNK_SCHEMA: dict[str, Any] = {
         "timings_ms": {
             "type": "object",
             "description": "the parts add up to the total; a replay has the total only",
+            "required": ["total"],
             "properties": {name: {"type": "number"} for name in _TIMINGS},
         },
         "batch_size": {"type": "integer"},
@@ -92,9 +110,11 @@ CHUNK_SCHEMA: dict[str, Any] = {
         "expired": {"type": "boolean", "description": "true: must not be executed"},
     },
 }
+CHUNK_SCHEMA["required"] = list(CHUNK_SCHEMA["properties"])
 
 CONTROL_SCHEMA: dict[str, Any] = {
     "type": "object",
+    "required": ["target", "stopped", "who", "why", "at_ms", "record"],
     "properties": {
         "target": {"type": "string", "example": "robot:3f0c6c9e-0000-5000-8000-000000000000/arm-1"},
         "stopped": {"type": "boolean"},
@@ -102,6 +122,20 @@ CONTROL_SCHEMA: dict[str, Any] = {
         "why": {"type": "string"},
         "at_ms": {"type": "integer", "description": "when the broker took it, Unix epoch"},
         "record": {"type": "string", "description": "topic/partition/offset"},
+    },
+}
+
+INFERENCES_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["request_id", "inferences"],
+    "properties": {
+        "request_id": {"type": "string"},
+        "inferences": {
+            "type": "array",
+            "description": "rows of inference_log, newest first",
+            "minItems": 1,
+            "items": {"type": "object"},
+        },
     },
 }
 
@@ -132,6 +166,25 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def json_answer(schema: str, description: str) -> dict[int | str, dict[str, Any]]:
     reference = {"$ref": f"#/components/schemas/{schema}"}
     return {200: {"description": description, "content": {"application/json": {"schema": reference}}}}
+
+
+def text_answer(description: str) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def not_ready(description: str) -> dict[int | str, dict[str, Any]]:
+    """The 503 of a probe: the same body as its 200."""
+    return {503: {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+def drop_framework_errors(document: dict[str, Any]) -> None:
+    """Take out FastAPI's own 422, which no route here answers: paths are strings, bodies are parsed by us."""
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+            del operation["responses"]["422"]
 
 
 def inference_body() -> dict[str, Any]:
@@ -174,7 +227,7 @@ def _stillness(card: EmbodimentCard) -> dict[str, Any]:
 def components() -> dict[str, Any]:
     """Schemas and the security scheme, to be merged into the document's components."""
     schemas: dict[str, Any] = {"Problem": PROBLEM_SCHEMA, "SafetyReport": SAFETY_SCHEMA, "ActionChunk": CHUNK_SCHEMA}
-    schemas["Control"] = CONTROL_SCHEMA
+    schemas |= {"Control": CONTROL_SCHEMA, "SafetyVerdict": VERDICT_SCHEMA, "Inferences": INFERENCES_SCHEMA}
     for model in (InferenceBody, SafetyBody, ControlBody):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))

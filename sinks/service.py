@@ -16,6 +16,9 @@ from sinks.marks import Limits
 
 RowT = TypeVar("RowT")
 
+#: Rows are in no hurry: a few large fetches instead of one for each record save the broker work.
+_BULK: dict[str, Any] = {"fetch.min.bytes": 256 * 1024, "fetch.wait.max.ms": 300}
+
 
 def serve(
     settings: Settings,
@@ -37,10 +40,7 @@ def serve(
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     flow: Flow[RowT] = Flow(
         name=name,
-        # Rows are in no hurry: a few large fetches instead of one for each record save the broker work.
-        consumer=build_consumer(
-            settings, client_id, group=name, **{"fetch.min.bytes": 256 * 1024, "fetch.wait.max.ms": 300}
-        ),
+        consumer=build_consumer(settings, client_id, group=name, **_BULK),
         topics=topics,
         decode=decode,
         store=store(metrics),

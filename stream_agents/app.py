@@ -6,9 +6,9 @@ for: publishing (it is not idempotent there), windows, and acknowledging by exce
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +19,22 @@ from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.topics import GATE_APP, GATE_CHANGELOG, GATE_TABLE, RESULTS
 from stream_agents.delivery import end_process
+from stream_agents.lanes import Lanes
 from stream_agents.log_reader import LogReader
-from stream_agents.takeover import Progress, committed_offset, hold_flow_during_recovery
+from stream_agents.takeover import (
+    Progress,
+    committed_offset,
+    hold_flow_during_recovery,
+    wait_before_partitions_leave,
+)
 
 log = logging.getLogger(__name__)
 
 Handle = Callable[[Record], Awaitable[None]]
+#: Records of both agents that wait for their acknowledgements together.
+_RECORDS_AT_ONCE = 64
+#: Shorter than the time that the group gives its members to join again.
+_DRAIN_TIMEOUT_S = 5.0
 
 
 def build_app(settings: Settings, data_dir: Path) -> Any:
@@ -72,6 +82,7 @@ class Gate:
         self._log_reader = log_reader
         self._metrics = metrics
         self._progress = Progress()
+        self._lanes = Lanes(_RECORDS_AT_ONCE, end_process)
         self._recovered = False
         self._partitions = partitions
         self._request_topics = request_topics
@@ -121,17 +132,19 @@ class Gate:
         async def agent(stream: Any) -> None:
             async for event in stream.events():
                 try:
-                    await self._advance(handle, record_of_event(event), committed_offset(self.app, event.message.tp))
+                    await self._advance(handle, event)
                 except Exception as error:
                     log.exception("an agent cannot go on", extra={"action": "agent_failed"})
                     end_process(error)
 
         self.app.agent(channel, name=f"{GATE_APP}-{name}")(agent)
 
-    async def _advance(self, handle: Handle, record: Record, committed: int | None) -> None:
-        """Handle a record, and before it those that Faust did not hand on."""
+    async def _advance(self, handle: Handle, event: Any) -> None:
+        """Begin with a record, and before it with those that Faust did not hand on."""
+        record = record_of_event(event)
         place = (record.topic, record.partition)
-        missed = self._progress.missed(place, record.offset, committed)
+        missed = self._progress.missed(place, record.offset, committed_offset(self.app, event.message.tp))
+        records = [record]
         if missed:
             found = await self._log_reader.read(*place, missed)
             self._progress.pass_over(place, missed, [lost.offset for lost in found])
@@ -143,33 +156,25 @@ class Gate:
                 record.offset,
                 extra={"action": "read_again"},
             )
-            for lost in found:
-                await finish(self._handle(handle, lost))
-        await finish(self._handle(handle, record))
+            records = [*found, record]
+        for one in records:
+            await self._lanes.start(one.key or b"", partial(self._handle, handle, one, event))
 
-    async def _handle(self, handle: Handle, record: Record) -> None:
+    async def _handle(self, handle: Handle, record: Record, event: Any) -> None:
+        # `event` is kept: Faust takes the changelog's partition from it, and refers to it weakly.
         self._metrics.records_consumed.labels(record.topic).inc()
         await handle(record)
         self._progress.finish((record.topic, record.partition), record.offset)
+
+    async def _drain(self, *_: object) -> None:
+        await self._lanes.drain(_DRAIN_TIMEOUT_S)
 
     async def start(self) -> None:
         """Join the group and begin."""
         self.app.finalize()
         self._progress.install(self.app.consumer)
+        wait_before_partitions_leave(self.app, self._drain)
         await self.app.start()
-
-
-async def finish(work: Awaitable[None]) -> None:
-    """Await, and when cancelled meanwhile go on to the end all the same.
-
-    What was begun at a shutdown is then done and committed, rather than done once more by the next owner.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
 
 
 def record_of_event(event: Any) -> Record:

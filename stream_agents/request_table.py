@@ -155,9 +155,12 @@ class RequestTable:
         return self._records.get(row_id)
 
     def decide(self, row_id: str, outcome_offset: int, *, refused: bool) -> None:
-        """Note the outcome, once: the first one wins. A refused content may be sent again."""
-        record = self._records[row_id]
-        if record.decided:
+        """Note the outcome, once: the first one wins. A refused content may be sent again.
+
+        A row that is not there belongs to a partition that left meanwhile: its new owner reads the completion again.
+        """
+        record = self._records.get(row_id)
+        if record is None or record.decided:
             return
         record.decided = True
         record.outcome_offset = outcome_offset

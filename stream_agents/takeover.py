@@ -16,7 +16,7 @@ passes one unfinished event (`_new_offset`). `Progress` decides instead, from wh
 # ruff: noqa: SLF001 - Faust offers no other way in.
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 #: Topic and partition.
@@ -31,6 +31,14 @@ def hold_flow_during_recovery(app: Any, table: Any, restored: Callable[[], None]
         app.flow_control.suspend()
         app.consumer.stop_flow()
         restored()
+
+
+def wait_before_partitions_leave(app: Any, drain: Callable[..., Awaitable[None]]) -> None:
+    """Finish what the agents have begun before partitions are given up, and before the app ends.
+
+    Faust's own wait counts acknowledged events, which is not what counts here (`Progress`).
+    """
+    app._consumer_wait_empty = drain
 
 
 def committed_offset(app: Any, partition: Any) -> int | None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import benchmarks
 from benchmarks import goals, machine, report
 from benchmarks.devices import H100_COGACT
 from benchmarks.frames import views
 from benchmarks.layers import LAYERS, Quantiles
 from benchmarks.measure import Measured
 from benchmarks.own_stack import Deployment, write_cards
+from benchmarks.peers.environments import PEERS
+from benchmarks.peers.serving import missing
 from benchmarks.scenarios import SETS, Scenario, instant, named, simulated
 from benchmarks.side_tables import OPENPI, OURS, Row, markdown
+from runtime.cli import main as cli
 from schemas.card_files import load_cards
 
 
@@ -115,3 +121,18 @@ def test_side_by_side_says_where_ours_is_behind() -> None:
     text = markdown(rows, {1: 26.0}, "# Head")
     assert "+20% of 50.0 ms | **not met** |" in text
     assert "150.0/s, best of the others 25.0/s" in text
+
+
+def test_without_matplotlib_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("main", "plots"):
+        monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+        monkeypatch.delattr(benchmarks, name, raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    found = CliRunner().invoke(cli, ["bench", "--help"])
+    assert found.exit_code == 1
+    assert "matplotlib is not installed: install vlastream[bench]" in found.output
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    for peer in PEERS:
+        assert "benchmarks.peers setup" in missing(peer, folder=tmp_path, openpi=None)

@@ -1,0 +1,73 @@
+"""The same policy for every server that is compared: same code, weights and threads, without a pipeline around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.devices import DEVICES, card
+from gpu_consumers.policies.contract import Observation
+from gpu_consumers.policies.registry import load_policy
+from schemas.card_files import load_cards
+from schemas.cards import ModelCard
+
+CAMERA = "base"
+#: Policies that can be compared: the tabletop policy, and simulated devices.
+POLICIES = ("tabletop", *DEVICES)
+_CARDS = Path(__file__).resolve().parents[2] / "deploy" / "cards"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """image: uint8 (height, width, 3) RGB. state: (8,), as the tabletop arm's card says."""
+
+    instruction: str
+    image: NDArray[np.uint8]
+    state: NDArray[np.float32]
+
+
+class PolicyHost:
+    """A policy with `threads` threads of torch."""
+
+    def __init__(self, policy: str, threads: int = 1) -> None:
+        self.card = card_of(policy)
+        if self.card.weights:
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+            import torch
+
+            torch.set_num_threads(threads)
+        self._policy = load_policy(self.card, "cpu")
+        self._seeds = count()
+        self.infer([self.prepare(Seen("pick up the red block", np.zeros((64, 64, 3), np.uint8), np.zeros(8, "f4")))])
+
+    @property
+    def max_batch(self) -> int:
+        return self.card.batch_sizes[-1]
+
+    def prepare(self, seen: Seen) -> Any:
+        seed = next(self._seeds)
+        observation = Observation(
+            request_id=str(seed), instruction=seen.instruction, images={CAMERA: seen.image}, state=seen.state, seed=seed
+        )
+        return self._policy.prepare(observation)
+
+    def infer(self, prepared: Sequence[Any]) -> list[NDArray[np.float32]]:
+        """One chunk (horizon, action_dim) for each."""
+        return self._policy.finish(self._policy.infer(prepared), len(prepared))
+
+
+def card_of(policy: str) -> ModelCard:
+    """The model card of a name in POLICIES. Raises ValueError for another."""
+    if policy in DEVICES:
+        return ModelCard.model_validate(card(DEVICES[policy], policy, (CAMERA,)))
+    found = load_cards(_CARDS).deployment(f"{policy}-pi0")
+    if found is None:
+        raise ValueError(f"no policy {policy!r}: known are {', '.join(POLICIES)}")
+    return found

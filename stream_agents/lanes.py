@@ -1,0 +1,59 @@
+"""Work of one robot goes in order, that of many robots at once: acknowledgements are waited for together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[None]]
+
+
+class Lanes:
+    """At most `limit` pieces of work are on their way. For one event loop.
+
+    on_error: gets what a piece of work raises; nothing behind it on its lane is begun after that.
+    """
+
+    def __init__(self, limit: int, on_error: Callable[[Exception], None]) -> None:
+        self._limit = limit
+        self._on_error = on_error
+        self._last: dict[bytes, asyncio.Task[bool]] = {}
+        self._running: set[asyncio.Task[bool]] = set()
+
+    async def start(self, lane: bytes, work: Work) -> None:
+        """Begin it behind what its lane has to do; returns at once unless the limit is reached."""
+        while len(self._running) >= self._limit:
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        # A task of its own: it goes on where whoever started it is cancelled.
+        task = asyncio.create_task(self._follow(self._last.get(lane), work))
+        self._last[lane] = task
+        self._running.add(task)
+        task.add_done_callback(lambda ended: self._ended(lane, ended))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was begun is done; False if the time was not enough."""
+        if self._running:
+            _, left = await asyncio.wait(set(self._running), timeout=timeout_s)
+            if left:
+                log.warning("%d records are still being worked on", len(left), extra={"action": "drain"})
+            return not left
+        return True
+
+    async def _follow(self, before: asyncio.Task[bool] | None, work: Work) -> bool:
+        if before is not None and not await asyncio.shield(before):
+            return False
+        try:
+            await work()
+        except Exception as error:
+            log.exception("an agent cannot go on", extra={"action": "agent_failed"})
+            self._on_error(error)
+            return False
+        return True
+
+    def _ended(self, lane: bytes, task: asyncio.Task[bool]) -> None:
+        self._running.discard(task)
+        if self._last.get(lane) is task:
+            del self._last[lane]
