@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from runtime.kafka import build_consumer, build_producer
 from runtime.lifecycle import Lifecycle

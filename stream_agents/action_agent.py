@@ -68,7 +68,8 @@ class ActionAgent:
             return
         row = self._table.get(completion.row_id)
         if row is None and completion.request.source.partition == record.partition:
-            row = self._table.adopt(completion.row_id, completion.request, record.timestamp_ms)
+            refusal = completion.rejection.code
+            row = self._table.adopt(completion.row_id, completion.request, record.timestamp_ms, refusal)
         if row is None or row.decided:
             # Unknown: nobody's, or long decided and evicted. Decided: the first one won.
             self._metrics.completions_dropped.labels("unknown" if row is None else "decided").inc()

@@ -128,11 +128,12 @@ class RequestTable:
 
     # --- the action agent's questions
 
-    def adopt(self, row_id: str, summary: RequestSummary, now_ms: int) -> RequestRecord | None:
+    def adopt(self, row_id: str, summary: RequestSummary, now_ms: int, refusal: str = "") -> RequestRecord | None:
         """Make the row of a completion whose request this process never recorded, None where it is none of ours.
 
         The process that forwarded the request may have ended before its changelog record reached the broker. The
         completion is trusted as far as its row id, which only the gate could derive, fits what it says.
+        refusal: its code; a reused id must not stand for the request that had the id first.
         """
         source = h.Source(summary.source.topic, summary.source.partition, summary.source.offset)
         derived = ids.row_id(summary.customer_id, summary.robot_id, summary.request_id, source)
@@ -147,6 +148,7 @@ class RequestTable:
             source=summary.source,
             appended_at_ms=summary.requested_at_ms,
             deadline_ms=summary.deadline_ms,
+            refusal=refusal,
         )
         self.remember(row_id, record)
         return record
