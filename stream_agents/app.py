@@ -158,7 +158,7 @@ class Gate:
             )
             records = [*found, record]
         for one in records:
-            await self._lanes.start(one.key or b"", partial(self._handle, handle, one, event))
+            await self._lanes.start(place, partial(self._handle, handle, one, event))
 
     async def _handle(self, handle: Handle, record: Record, event: Any) -> None:
         # `event` is kept: Faust takes the changelog's partition from it, and refers to it weakly.

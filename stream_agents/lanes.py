@@ -1,10 +1,13 @@
-"""Work of one robot goes in order, that of many robots at once: acknowledgements are waited for together."""
+"""Records of one partition go in order, those of many at once: their acknowledgements are waited for together.
+
+The order within a partition is what the sinks stand on: the offsets that they keep as marks never fall.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +23,10 @@ class Lanes:
     def __init__(self, limit: int, on_error: Callable[[Exception], None]) -> None:
         self._limit = limit
         self._on_error = on_error
-        self._last: dict[bytes, asyncio.Task[bool]] = {}
+        self._last: dict[Hashable, asyncio.Task[bool]] = {}
         self._running: set[asyncio.Task[bool]] = set()
 
-    async def start(self, lane: bytes, work: Work) -> None:
+    async def start(self, lane: Hashable, work: Work) -> None:
         """Begin it behind what its lane has to do; returns at once unless the limit is reached."""
         while len(self._running) >= self._limit:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
@@ -53,7 +56,7 @@ class Lanes:
             return False
         return True
 
-    def _ended(self, lane: bytes, task: asyncio.Task[bool]) -> None:
+    def _ended(self, lane: Hashable, task: asyncio.Task[bool]) -> None:
         self._running.discard(task)
         if self._last.get(lane) is task:
             del self._last[lane]

@@ -93,10 +93,11 @@ class RequestAgent:
             if not standing.record.digest:
                 # Adopted from its completion: whoever waits for it was not known then.
                 await self._answer_again(case, RetryOf(row_id, standing.record), address)
+                self._table.complete(row_id, row)
         else:
-            if isinstance(standing, Redelivery) and not standing.record.digest and address is not None:
-                # Adopted too, and its outcome was not kept: it will come again.
-                self._table.wait(row_id, address)
+            if isinstance(standing, Redelivery) and not standing.record.digest:
+                # Adopted too, and its outcome was not kept: it comes again.
+                self._table.complete(row_id, row)
             await self._settle(case, self._verdict(case, standing), again=isinstance(standing, Redelivery))
         self._table.evict(record.partition, record.timestamp_ms)
         self._metrics.gate_records.set(len(self._table))

@@ -99,7 +99,7 @@ class RequestTable:
         first = self._records.get(first_id) if first_id is not None else None
         if first is None or first_id is None or record.appended_at_ms - first.appended_at_ms > self._keep_ms:
             return New()
-        # A row that was made from its completion knows no digest: the identity has to do.
+        # A row that was made from its completion knows no digest until its request is read: the identity has to do.
         return RetryOf(first_id, first) if first.digest in (record.digest, b"") else Reused()
 
     def is_duplicate(self, row_id: str, record: RequestRecord) -> bool:
@@ -125,6 +125,15 @@ class RequestTable:
         if address not in record.waiting:
             record.waiting.append(address)
             self._write(row_id, record)
+
+    def complete(self, row_id: str, record: RequestRecord) -> None:
+        """Give a row that was adopted what only its request tells: the digest of its content, and who waits."""
+        row = self._records[row_id]
+        self._by_content.pop(_content(row), None)
+        row.digest = record.digest
+        if not row.decided:
+            row.waiting.extend(address for address in record.waiting if address not in row.waiting)
+        self.remember(row_id, row)
 
     # --- the action agent's questions
 

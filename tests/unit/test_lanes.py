@@ -1,4 +1,4 @@
-"""One robot's records in order, many robots' at once, and nothing begun that is not finished."""
+"""One partition's records in order, many partitions' at once, and nothing begun that is not finished."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_robot_waits_for_its_own_records_only() -> None:
+async def test_a_partition_waits_for_its_own_records_only() -> None:
     bench = Bench()
     for lane, number in ((b"a", 1), (b"a", 2), (b"b", 3)):
         await bench.start(lane, number)
