@@ -100,15 +100,16 @@ def _state(body: SafetyBody, card: EmbodimentCard) -> NDArray[np.float32] | None
     """Raises Problem 422 for a state that the rules could not use."""
     if body.state is None:
         return None
-    state = np.array(body.state, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        state = np.array(body.state, dtype=np.float64).astype(np.float32)
     wanted = len(card.state)
     if len(state) != wanted:
         detail = f"{card.robot_type} has {wanted} values, these are {len(state)}"
         raise Problem(Code.INVALID_STATE, detail, violations=[fault("state", "wrong_length", detail)])
     if not np.isfinite(state).all():
-        detail = "a value is NaN or infinite"
+        detail = "a value is NaN, infinite or beyond float32"
         raise Problem(Code.INVALID_STATE, detail, violations=[fault("state", "not_finite", detail)])
-    return state.astype(np.float32)
+    return state
 
 
 def _report(verdict: Verdict) -> dict[str, Any]:

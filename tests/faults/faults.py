@@ -54,6 +54,8 @@ def rolling_restart(role: str) -> Fault:
 
 def away(server: str, seconds: float = OUTAGE_S) -> Fault:
     """A server is ended, and again whenever it was started, for so long."""
+    # Postgres waits for its clients to leave at SIGTERM.
+    orderly = signal.SIGINT if server == "postgres" else signal.SIGTERM
 
     def strike(scene: Scene) -> None:
         end = time.monotonic() + seconds
@@ -61,7 +63,7 @@ def away(server: str, seconds: float = OUTAGE_S) -> Fault:
         while time.monotonic() < end:
             for pid in set(scene.stack.pids(server)) - gone:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM if not gone else signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL if gone else orderly)
                 gone.add(pid)
             time.sleep(0.1)
         scene.wait_until_back(*gone)

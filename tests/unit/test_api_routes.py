@@ -205,6 +205,7 @@ async def test_nan_is_unsafe_in_every_mode() -> None:
     [
         ({"robot_type": "test_amr"}, 422, "invalid_robot_type"),
         ({"state": [0.5]}, 422, "invalid_state"),
+        ({"state": [0.5, 1e39]}, 422, "invalid_state"),
         ({"actions": [[0.0, 0.0]]}, 422, "unsafe_action"),
         ({"actions": [[0.0, 0.0, 0.0], [0.0]]}, 400, "malformed"),
         ({"actions": []}, 400, "malformed"),

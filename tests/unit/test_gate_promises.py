@@ -204,5 +204,7 @@ def _said(outcome: Outcome) -> bytes:
     return said.SerializeToString(deterministic=True)
 
 
-Gate.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True, report_multiple_bugs=False)
+Gate.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=30, deadline=None, derandomize=True, report_multiple_bugs=False
+)
 TestGate = Gate.TestCase
