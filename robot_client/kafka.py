@@ -221,6 +221,8 @@ def connection_config(bootstrap_servers: str, *, client_id: str) -> dict[str, An
         "client.id": client_id,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
+        # librdkafka forgets its brokers when a cluster that just came back names none: back to bootstrap.servers soon.
+        "metadata.recovery.rebootstrap.trigger.ms": 3000,
         "socket.nagle.disable": True,
         "allow.auto.create.topics": False,
         # librdkafka's lines go where the robot's own logging sends them, not to standard error.

@@ -62,6 +62,9 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
         # A broker that restarts is back within a second on the robot path, not after the default backoff of 10 s.
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
+        # A cluster that just came back may name no broker at all. librdkafka then forgets those it knew, and would
+        # look at bootstrap.servers again only after five minutes, while the process seems to be ready.
+        "metadata.recovery.rebootstrap.trigger.ms": 3000,
         "socket.nagle.disable": True,
         "allow.auto.create.topics": False,
         # librdkafka writes a line to standard error at each failed connection; what fails is told by exceptions.
