@@ -87,7 +87,7 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         cards=services.cards,
         gateway=services.gateway,
         keys=services.keys,
-        admission=Admission(settings.inference_queue_max_size, services.metrics),
+        admission=Admission(settings.inference_queue_max_size, settings.inference_queue_max_bytes, services.metrics),
         workers=services.workers,
         counts=InferenceCounts(services.metrics, services.cards),
     )

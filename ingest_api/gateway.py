@@ -51,9 +51,13 @@ class Gateway(Protocol):
         """What is missing before requests can be taken; empty when ready."""
         ...
 
-    def ask(self, question: Question, timeout_s: float) -> asyncio.Future[Reply]:
+    def ask(
+        self, question: Question, timeout_s: float, on_settled: Callable[[], None] | None = None
+    ) -> asyncio.Future[Reply]:
         """Send a request; the future brings its reply, NoReply or Unavailable. Cancel it to stop waiting.
 
+        on_settled: called on the event loop once the log has the record or never will, unless this raises;
+        never before this returns.
         Raises Overloaded where too many wait already, Unavailable where Kafka is away.
         """
         ...
@@ -112,7 +116,9 @@ class KafkaGateway:
         """Wait no longer for any reply, as the process ends. On the event loop's thread."""
         self._pending.fail_all(Unavailable("this process is stopping", retry_after_s=1.0))
 
-    def ask(self, question: Question, timeout_s: float) -> asyncio.Future[Reply]:
+    def ask(
+        self, question: Question, timeout_s: float, on_settled: Callable[[], None] | None = None
+    ) -> asyncio.Future[Reply]:
         missing = self.waiting_for
         if missing:
             raise Unavailable(f"the API waits for: {', '.join(missing)}")
@@ -123,6 +129,8 @@ class KafkaGateway:
 
         def report(where: Delivered | None, error: Exception | None) -> None:
             nonlocal acknowledged
+            if on_settled is not None:
+                self._on_loop(loop, on_settled)
             if where is not None:
                 acknowledged = True
                 return

@@ -21,7 +21,14 @@ from ingest_api.key_stores import KeyRecord
 from ingest_api.keys import KeyRing
 from ingest_api.problems import Problem, fault, new_request_id, problem_of
 from ingest_api.replies import Reply
-from ingest_api.request_body import InferenceBody, build_request, check_record_size, parse_body, read_body
+from ingest_api.request_body import (
+    InferenceBody,
+    announced_bytes,
+    build_request,
+    check_record_size,
+    parse_body,
+    read_body,
+)
 from runtime.errors import VlastreamError
 from runtime.settings import Settings
 from runtime.workers import LiveWorkers
@@ -99,11 +106,25 @@ class InferenceRoute:
         """The reply to a request; None if its client left. Raises Problem and the like."""
         key = await self._keys.authenticate(request.headers.get("authorization"))
         # Before the body is read, so that a refusal for want of room costs next to nothing.
-        with self._admission.admit(key.customer_id) as slot:
-            return await self._forward(request, case, key, slot)
+        limit_bytes = self._settings.max_body_bytes
+        with self._admission.admit(key.customer_id, announced_bytes(request, limit_bytes)) as slot:
+            # Body and message live in `_send` alone: nothing of them is held while the pipeline works.
+            future, timeout_s = self._send(await read_body(request, limit_bytes), request, case, key, slot)
+            loop = asyncio.get_running_loop()
+            end_s = loop.time() + timeout_s
+            reply = await _unless_client_leaves(future, request)
+            if reply is not None:
+                slot.served()
+            else:
+                # The pipeline goes on with it: leaving early must not make room for more.
+                loop.call_at(end_s, slot.hand_over())
+            return reply
 
-    async def _forward(self, request: Request, case: _Case, key: KeyRecord, slot: Slot) -> Reply | None:
-        body = parse_body(await read_body(request, self._settings.max_body_bytes), InferenceBody)
+    def _send(
+        self, raw: bytes, request: Request, case: _Case, key: KeyRecord, slot: Slot
+    ) -> tuple[asyncio.Future[Reply], float]:
+        """Hand the request to the log: its reply to come, and for how long it is waited for, in seconds."""
+        body = parse_body(raw, InferenceBody)
         if body.request_id is not None:
             case.request_id = body.request_id
         case.model = body.model or self._cards.default_model or ""
@@ -131,17 +152,10 @@ class InferenceRoute:
             ttl_ms = self._settings.default_ttl_ms
         case.ttl_s = ttl_ms / 1000
         timeout_s = case.ttl_s + GRACE_S
-        future = self._gateway.ask(question, timeout_s)
+        future = self._gateway.ask(question, timeout_s, slot.record_settled)
+        slot.record_sent(len(value))
         case.published = True
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + timeout_s
-        reply = await _unless_client_leaves(future, request)
-        if reply is not None:
-            slot.served()
-        else:
-            # The pipeline goes on with it: leaving early must not make room for more.
-            loop.call_at(end_s, slot.hand_over())
-        return reply
+        return future, timeout_s
 
     def _served(self, model: str) -> tuple[ModelCard, ...]:
         """The deployments of a model, one of them alive at least. Raises Problem 404 or 503."""

@@ -77,6 +77,12 @@ class InferenceBody(Body):
     options: OptionsBody | None = None
 
 
+def announced_bytes(request: Request, limit_bytes: int) -> int:
+    """What a body will have at most: as announced, or as much as it may where it comes in chunks."""
+    announced = request.headers.get("content-length", "")
+    return min(int(announced), limit_bytes) if announced.isdigit() else limit_bytes
+
+
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """The whole body. Raises Problem 413 as soon as it is known to be too large."""
     announced = request.headers.get("content-length", "")

@@ -46,6 +46,8 @@ _LAST_ANSWERS_S = 1
 _KEEP_ALIVE_S = 75
 #: The event loop, the reply reader and the publisher share the interpreter: Python's 5 ms would be felt by a reply.
 _SWITCH_INTERVAL_S = 0.0005
+#: Room in the producer's queue for what is no request: controls, feedback, events of episodes.
+_OTHER_RECORDS_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,9 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         raise Fatal(str(error)) from error
     metrics = Metrics()
     client_id = f"api-{settings.role_instance}"
-    producer = build_producer(settings, client_id)
+    producer = build_producer(
+        settings, client_id, queue_bytes=settings.inference_queue_max_bytes + _OTHER_RECORDS_BYTES
+    )
     publisher = Publisher(producer, metrics)
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     workers = LiveWorkers(settings.worker_timeout_s)

@@ -72,8 +72,11 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
     }
 
 
-def build_producer(settings: Settings, client_id: str) -> Producer:
-    """An idempotent producer that places keys as Java clients and aiokafka do."""
+def build_producer(settings: Settings, client_id: str, *, queue_bytes: int = 64 * 1024 * 1024) -> Producer:
+    """An idempotent producer that places keys as Java clients and aiokafka do.
+
+    queue_bytes: of records that the broker has not acknowledged; beyond that it takes none.
+    """
     return Producer(
         {
             **client_config(settings, client_id),
@@ -86,7 +89,7 @@ def build_producer(settings: Settings, client_id: str) -> Producer:
             # A topic's max.message.bytes holds for a whole batch: a burst must not be packed into a larger one.
             "batch.size": MAX_MESSAGE_BYTES // 2,
             "delivery.timeout.ms": 30_000,
-            "queue.buffering.max.kbytes": 64 * 1024,
+            "queue.buffering.max.kbytes": queue_bytes // 1024,
         }
     )
 

@@ -84,6 +84,9 @@ class Metrics:
         self.requests_in_flight = gauge(
             "vla_requests_in_flight", "Requests of this API process between admission and answer"
         )
+        self.request_bytes_held = gauge(
+            "vla_request_bytes_held", "Bytes of bodies that come in and of records that the log does not have yet"
+        )
         self.admission_refusals = counter(
             "vla_admission_refusals_total", "Requests that found no room, by whose limit it was", "reason"
         )

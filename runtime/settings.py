@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     #: Requests of one API process in work at once. One customer gets 8/9 of them at most; beyond its share it is
     #: answered 429, and 503 where there is no room for others.
     inference_queue_max_size: int = Field(default=512, ge=1)
+    #: Bytes of bodies that come in and of records that the log does not have yet, of one API process; the
+    #: producer's queue is as large. At least four bodies of the largest size. Shared and refused as places are.
+    inference_queue_max_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
     #: Partition of the replies topic that an API process reads. Default: its instance number.
     api_reply_partition: int | None = Field(default=None, ge=0)
     key_cache_ttl_s: float = Field(default=5.0, ge=0)
@@ -108,6 +111,13 @@ class Settings(BaseSettings):
             if not valid_name(name):
                 raise ValueError(f"fleet {name!r}: use a-z, 0-9 and '-'")
         return value
+
+    @model_validator(mode="after")
+    def _room_for_the_largest_body(self) -> Self:
+        least = 4 * self.max_body_bytes
+        if self.inference_queue_max_bytes < least:
+            raise ValueError(f"INFERENCE_QUEUE_MAX_BYTES: use at least {least}, four times MAX_BODY_BYTES")
+        return self
 
     @cached_property
     def sqlalchemy_url(self) -> str:

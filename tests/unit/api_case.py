@@ -112,14 +112,19 @@ class ScriptedGateway:
         self.asked: list[Question] = []
         self.requests: list[InferenceRequest] = []
         self.timeouts_s: list[float] = []
+        #: To be called when the log has the record of the request with the same number.
+        self.settle: list[Callable[[], None]] = []
         self.futures: list[asyncio.Future[Reply]] = []
         self.was_asked = asyncio.Event()
 
-    def ask(self, question: Question, timeout_s: float) -> asyncio.Future[Reply]:
+    def ask(
+        self, question: Question, timeout_s: float, on_settled: Callable[[], None] | None = None
+    ) -> asyncio.Future[Reply]:
         if self.refuses is not None:
             raise self.refuses
         self.asked.append(question)
         self.timeouts_s.append(timeout_s)
+        self.settle.append(on_settled or (lambda: None))
         request = InferenceRequest.FromString(question.value)
         self.requests.append(request)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()

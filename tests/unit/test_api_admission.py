@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -11,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_api.admission import LONGEST_RETRY_S, SHARE, SHORTEST_RETRY_S, Admission, Slot
+from ingest_api.gateway import Question
 from ingest_api.inference import GRACE_S
 from ingest_api.problems import Problem
+from ingest_api.replies import Reply
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.codes import Code
-from tests.unit.api_case import KEY, Api, DictKeys, ManualClock, acts, body, key_record
+from tests.unit.api_case import KEY, Api, DictKeys, ManualClock, ScriptedGateway, acts, body, key_record
 
 OTHER_KEY = "vla_other678_" + "t" * 43
 
@@ -24,14 +30,14 @@ OTHER_KEY = "vla_other678_" + "t" * 43
 class Door:
     """An admission with a clock of the test's own."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, capacity_bytes: int = 0) -> None:
         self.clock = ManualClock()
         self.metrics = Metrics()
-        self.admission = Admission(capacity, self.metrics, self.clock)
+        self.admission = Admission(capacity, capacity_bytes, self.metrics, self.clock)
 
-    def enter(self, customer: str) -> Slot | Problem:
+    def enter(self, customer: str, size_bytes: int = 0) -> Slot | Problem:
         try:
-            return self.admission.admit(customer)
+            return self.admission.admit(customer, size_bytes)
         except Problem as problem:
             return problem
 
@@ -154,6 +160,90 @@ def test_a_place_that_was_handed_over_is_kept_until_it_is_given_back_once() -> N
     assert door.admission.in_flight == 0
 
 
+# --- bytes
+
+_ROOM = 1000
+_BYTE_STEPS = st.lists(
+    st.tuples(st.sampled_from(["enter", "leave", "send", "settle"]), st.sampled_from("abc"), st.integers(0, 300)),
+    max_size=200,
+)
+
+
+@given(_BYTE_STEPS)
+def test_no_more_bytes_are_held_than_there_is_room_and_all_of_them_come_back(steps: list[tuple[str, str, int]]) -> None:
+    door = Door(20, _ROOM)
+    #: Slot -> bytes that it holds; those whose record is under way stay here beyond their place.
+    inside: dict[str, list[Slot]] = {name: [] for name in "abc"}
+    unsettled: list[Slot] = []
+    held: dict[Slot, int] = {}
+    for step, name, size in steps:
+        slots = inside[name]
+        if step == "enter":
+            entered = door.enter(name, size)
+            if isinstance(entered, Slot):
+                slots.append(entered)
+                held[entered] = size
+            else:
+                assert entered.code in (Code.QUOTA, Code.OVERLOADED)
+                assert entered.retry_after_s >= SHORTEST_RETRY_S
+        elif step == "leave" and slots:
+            slot = slots.pop(0)
+            leave(slot)
+            if slot not in unsettled:
+                held.pop(slot, None)
+        elif step == "send" and slots and slots[-1] not in unsettled and held.get(slots[-1]):
+            # A record is no larger than the body that it was made of, here.
+            held[slots[-1]] = held[slots[-1]] * 3 // 4
+            slots[-1].record_sent(held[slots[-1]])
+            unsettled.append(slots[-1])
+        elif step == "settle" and unsettled:
+            slot = unsettled.pop(0)
+            slot.record_settled()
+            held[slot] = 0
+        assert door.admission.held_bytes == sum(held.values()) <= _ROOM
+    for slot in unsettled:
+        slot.record_settled()
+    for slots in inside.values():
+        for slot in slots:
+            leave(slot)
+    assert (door.admission.held_bytes, door.admission.in_flight) == (0, 0)
+
+
+@given(st.integers(1, 4 * _ROOM))
+def test_one_customer_never_takes_all_the_room_whatever_the_size_of_its_bodies(size: int) -> None:
+    door = Door(10**6, 9 * _ROOM)
+    slots = []
+    while isinstance(entered := door.enter("hog", size), Slot):
+        slots.append(entered)
+    assert slots
+    assert door.admission.held_bytes <= 8 * _ROOM
+    assert isinstance(door.enter("newcomer", _ROOM // 2), Slot)
+
+
+def test_a_refusal_for_want_of_room_says_whose_bytes_they_are() -> None:
+    door = Door(100, 900)
+    assert isinstance(door.enter("hog", 800), Slot)
+    hog, newcomer = door.enter("hog", 50), door.enter("newcomer", 99)
+    assert isinstance(hog, Problem)
+    assert isinstance(newcomer, Problem)
+    assert (hog.status, hog.code, hog.violations[0]["reason"]) == (429, "quota_exceeded", "customer_share_bytes")
+    assert (newcomer.status, newcomer.code, newcomer.violations[0]["reason"]) == (503, "overloaded", "full_bytes")
+    assert "800 of 900 bytes" in hog.detail
+    assert "800 of 900 bytes" in newcomer.detail
+    count = door.metrics.registry.get_sample_value
+    assert count("vla_admission_refusals_total", {"reason": "full_bytes"}) == 1
+    assert count("vla_request_bytes_held") == 800
+
+
+def test_a_record_that_the_log_does_not_have_keeps_its_bytes_beyond_its_answer() -> None:
+    door = Door(4, 1000)
+    with door.admission.admit("a", 400) as slot:
+        slot.record_sent(300)
+    assert (door.admission.in_flight, door.admission.held_bytes) == (0, 300)
+    slot.record_settled()
+    assert door.admission.held_bytes == 0
+
+
 # --- on the route
 
 
@@ -164,9 +254,20 @@ def _api(capacity: int) -> Api:
     return api
 
 
-async def _waiting(api: Api, count: int, key: str = KEY) -> list[asyncio.Task[httpx.Response]]:
+def http_scope() -> dict[str, Any]:
+    return {
+        "type": "http", "method": "POST", "path": "/v1/inference", "raw_path": b"/v1/inference", "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {KEY}".encode())], "http_version": "1.1", "scheme": "http",
+        "asgi": {"version": "3.0"}, "client": None, "server": None, "root_path": "",
+    }  # fmt: skip
+
+
+async def _waiting(
+    api: Api, count: int, key: str = KEY, content: dict[str, Any] | None = None
+) -> list[asyncio.Task[httpx.Response]]:
     before = len(api.gateway.asked)
-    tasks = [asyncio.create_task(api.post(body(step=before + n), key=key)) for n in range(count)]
+    frame = content if content is not None else body()
+    tasks = [asyncio.create_task(api.post({**frame, "step": before + n}, key=key)) for n in range(count)]
     while len(api.gateway.asked) < before + count:
         api.gateway.was_asked.clear()
         await api.gateway.was_asked.wait()
@@ -223,12 +324,7 @@ async def test_a_client_that_leaves_early_makes_no_room_before_its_request_is_ov
     async def send(message: object) -> None:
         pass
 
-    scope = {
-        "type": "http", "method": "POST", "path": "/v1/inference", "raw_path": b"/v1/inference", "query_string": b"",
-        "headers": [(b"authorization", f"Bearer {KEY}".encode())], "http_version": "1.1", "scheme": "http",
-        "asgi": {"version": "3.0"}, "client": None, "server": None, "root_path": "",
-    }  # fmt: skip
-    await api.app(scope, receive, send)
+    await api.app(http_scope(), receive, send)
     assert api.gateway.futures[0].cancelled()
     assert api.count("vla_requests_in_flight") == 1
     loop = asyncio.get_running_loop()
@@ -236,3 +332,92 @@ async def test_a_client_that_leaves_early_makes_no_room_before_its_request_is_ov
     loop.call_later(ttl_ms / 1000 + GRACE_S + 0.1, over.set_result, None)
     await over
     assert api.count("vla_requests_in_flight") == 0
+
+
+async def test_bodies_beyond_the_room_are_refused_unread_until_the_log_has_what_came_before() -> None:
+    table = DictKeys(key_record(), key_record(OTHER_KEY, customer_id="customer-2", key_id="k-2"))
+    room = Settings(_env_file=None, max_body_bytes=20_000, inference_queue_max_bytes=80_000)
+    api = Api(settings=room, table=table)
+    api.gateway.answer = lambda request: None
+    frame = body(images=[{"camera": "base", "data": base64.b64encode(b"x" * 12_000).decode()}])
+    tasks: list[asyncio.Task[httpx.Response]] = []
+    while api.count("vla_request_bytes_held") < 60_000:
+        tasks += await _waiting(api, 1, content=frame)
+    refused = await api.post(content=b"z" * 19_000)
+    assert (refused.status_code, refused.json()["violations"][0]["reason"]) == (429, "customer_share_bytes")
+    assert int(refused.headers["retry-after"]) >= 1
+    for settle in api.gateway.settle:
+        settle()
+    assert api.count("vla_request_bytes_held") == 0
+    assert api.count("vla_requests_in_flight") == len(tasks), "they still wait for their answers"
+    assert (await api.post(content=b"z" * 19_000)).status_code == 400
+    for future, request in zip(api.gateway.futures, api.gateway.requests, strict=True):
+        future.set_result(acts(request))
+    assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
+
+
+async def test_a_body_of_unknown_length_counts_as_the_largest() -> None:
+    api = Api(settings=Settings(_env_file=None, max_body_bytes=20_000, inference_queue_max_bytes=80_000))
+    held: list[float] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        held.append(api.count("vla_request_bytes_held"))
+        yield b"{}"
+
+    assert (await api.post(content=chunks())).status_code == 400
+    assert held == [20_000]
+    assert api.count("vla_request_bytes_held") == 0
+
+
+class ForgetfulGateway(ScriptedGateway):
+    """Takes requests and keeps nothing of them, as the producer's queue is not Python's."""
+
+    def ask(
+        self, question: Question, timeout_s: float, on_settled: Callable[[], None] | None = None
+    ) -> asyncio.Future[Reply]:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.futures.append(future)
+        self.was_asked.set()
+        return future
+
+
+async def test_a_request_that_waits_for_its_answer_holds_nothing_of_its_body() -> None:
+    api = Api(gateway=ForgetfulGateway(acts))
+    content = json.dumps(body(images=[{"camera": "base", "data": base64.b64encode(b"x" * 300_000).decode()}])).encode()
+
+    async def ask() -> None:
+        sent = iter([bytes(bytearray(content))])
+
+        async def receive() -> dict[str, object]:
+            part = next(sent, None)
+            if part is None:
+                await asyncio.get_running_loop().create_future()
+            return {"type": "http.request", "body": part}
+
+        async def send(message: object) -> None:
+            pass
+
+        await api.app(http_scope(), receive, send)
+
+    async def waiting(count: int) -> list[asyncio.Task[None]]:
+        tasks = []
+        for _ in range(count):
+            before = len(api.gateway.futures)
+            tasks.append(asyncio.create_task(ask()))
+            while len(api.gateway.futures) == before:
+                api.gateway.was_asked.clear()
+                await api.gateway.was_asked.wait()
+        return tasks
+
+    # What is made once is made by the first ones.
+    tasks = await waiting(3)
+    tracemalloc.start()
+    try:
+        tasks += await waiting(10)
+        each = tracemalloc.get_traced_memory()[0] / 10
+    finally:
+        tracemalloc.stop()
+    assert each < len(content) / 4, f"{each:.0f} bytes are held for each body of {len(content)}"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -180,6 +180,18 @@ async def test_a_record_that_failed_ends_the_wait() -> None:
         await future
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError("gone")])
+async def test_whoever_counts_the_record_hears_once_what_became_of_it_also_after_the_wait_ended(
+    error: Exception | None,
+) -> None:
+    gateway, publisher, _ = ready_gateway()
+    settled = asyncio.Event()
+    gateway.ask(QUESTION, 10, settled.set).cancel()
+    where = None if error is not None else Delivered("vla.requests.v1", 0, 0, 0)
+    await asyncio.to_thread(publisher.reports[0], where, error)
+    await settled.wait()
+
+
 async def test_a_publisher_that_refuses_leaves_nobody_waiting() -> None:
     gateway, publisher, metrics = ready_gateway()
     publisher.refuses = Unavailable("away")
