@@ -19,6 +19,7 @@ BLANK_DEVIATION = 3.0
 #: Share of pixels at one end of the scale above which a picture is washed out or dark.
 SATURATED_SHARE = 0.9
 _BRIGHT, _DARK = 250, 5
+_LEVELS = np.arange(256.0)
 #: Checks are made on a picture of about this side: blankness and saturation survive the reduction.
 _REDUCED_SIDE_PX = 64
 
@@ -59,7 +60,8 @@ def _examine_rgb8(image: Image) -> ImageFinding:
         return ImageFinding(image.width, image.height, "wrong_size", detail)
     pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
     step = max(min(image.width, image.height) // _REDUCED_SIDE_PX, 1)
-    return _worth(pixels[::step, ::step].mean(axis=2), image.width, image.height)
+    grey = pixels[::step, ::step].mean(axis=2).astype(np.uint8)
+    return _worth(np.bincount(grey.ravel(), minlength=_LEVELS.size), image.width, image.height)
 
 
 def _examine_compressed(data: bytes, expected: str) -> ImageFinding:
@@ -76,8 +78,7 @@ def _examine_compressed(data: bytes, expected: str) -> ImageFinding:
                     return ImageFinding(width, height, "truncated", "the JPEG ends before its end marker")
                 picture.draft("L", (_REDUCED_SIDE_PX, _REDUCED_SIDE_PX))
                 grey = picture.convert("L") if picture.mode != "L" else picture
-                grey.load()
-                return _worth(np.asarray(grey), width, height)
+                return _worth(np.array(grey.histogram()), width, height)
     except PillowImage.DecompressionBombError:
         return ImageFinding(reason="too_large", detail=f"a side may be {MIN_SIDE_PX} to {MAX_SIDE_PX} pixels")
     except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -96,11 +97,14 @@ def _wrong_side(width: int, height: int) -> ImageFinding | None:
     return ImageFinding(width, height, reason, detail)
 
 
-def _worth(grey: NDArray[np.uint8] | NDArray[np.float64], width: int, height: int) -> ImageFinding:
-    if float(grey.std()) < BLANK_DEVIATION:
+def _worth(counts: NDArray[np.int64], width: int, height: int) -> ImageFinding:
+    """counts: pixels at each of the 256 grey levels."""
+    share = counts / counts.sum()
+    mean = share @ _LEVELS
+    if share @ (_LEVELS - mean) ** 2 < BLANK_DEVIATION**2:
         return ImageFinding(width, height, "blank", "the picture has one colour only: is the lens covered?")
-    if float((grey >= _BRIGHT).mean()) > SATURATED_SHARE:
+    if share[_BRIGHT:].sum() > SATURATED_SHARE:
         return ImageFinding(width, height, "saturated", "nearly every pixel is white: lower the exposure")
-    if float((grey <= _DARK).mean()) > SATURATED_SHARE:
+    if share[: _DARK + 1].sum() > SATURATED_SHARE:
         return ImageFinding(width, height, "saturated", "nearly every pixel is black: raise the exposure")
     return ImageFinding(width, height)

@@ -21,15 +21,14 @@ class Lanes:
     """
 
     def __init__(self, limit: int, on_error: Callable[[Exception], None]) -> None:
-        self._limit = limit
+        self._room = asyncio.Semaphore(limit)
         self._on_error = on_error
         self._last: dict[Hashable, asyncio.Task[bool]] = {}
         self._running: set[asyncio.Task[bool]] = set()
 
     async def start(self, lane: Hashable, work: Work) -> None:
         """Begin it behind what its lane has to do; returns at once unless the limit is reached."""
-        while len(self._running) >= self._limit:
-            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        await self._room.acquire()
         # A task of its own: it goes on where whoever started it is cancelled.
         task = asyncio.create_task(self._follow(self._last.get(lane), work))
         self._last[lane] = task
@@ -58,5 +57,6 @@ class Lanes:
 
     def _ended(self, lane: Hashable, task: asyncio.Task[bool]) -> None:
         self._running.discard(task)
+        self._room.release()
         if self._last.get(lane) is task:
             del self._last[lane]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -14,6 +15,10 @@ from runtime.kafka import Record, check_consumed, record_of
 from runtime.lifecycle import Deadline
 
 log = logging.getLogger(__name__)
+
+#: For the consumer: a fetch that waits for more at the end of a partition would hold up the next question to the same
+#: broker, 100 ms each; and what lies behind the record that was asked for is of no use.
+SINGLE_READS: dict[str, Any] = {"fetch.wait.max.ms": 1, "fetch.message.max.bytes": 64 * 1024}
 
 
 class LogReader:

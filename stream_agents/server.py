@@ -7,10 +7,13 @@ import logging
 import time
 from functools import partial
 
+import uvloop
+
 from runtime.control import StopList
 from runtime.errors import Fatal
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Deadline, Lifecycle, exit_now
+from runtime.memory import collect_less_often
 from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
@@ -23,7 +26,7 @@ from schemas.topics import CONTROL, REPLIES, WORKERS
 from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
-from stream_agents.log_reader import LogReader
+from stream_agents.log_reader import SINGLE_READS, LogReader
 from stream_agents.replies import Origins
 from stream_agents.request_agent import RequestAgent, circumstances_of
 from stream_agents.request_table import RequestTable
@@ -36,7 +39,8 @@ def main(settings: Settings) -> int:
     lifecycle = Lifecycle(settings.shutdown_timeout_s)
     with lifecycle.signals():
         try:
-            asyncio.run(_run(settings, lifecycle))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_run(settings, lifecycle))
         except Exception as error:
             lifecycle.fail(error)
         return lifecycle.close()
@@ -55,7 +59,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     origins = Origins(settings.fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
     data_dir.mkdir(parents=True, exist_ok=True)
-    log_reader = LogReader(partial(build_consumer, settings, f"{client_id}-log", group=None))
+    log_reader = LogReader(partial(build_consumer, settings, f"{client_id}-log", group=None, **SINGLE_READS))
     lifecycle.on_close("log reader", log_reader.close)
     gate = Gate(
         build_app(settings, data_dir),
@@ -134,6 +138,7 @@ async def _run_until_stopped(gate: Gate, lifecycle: Lifecycle, metrics: Metrics)
         return
     started = time.monotonic()
     await gate.start()
+    collect_less_often()
     app = gate.app
     metrics.uptime.set_function(lambda: time.monotonic() - started)
     while not stop.is_set():

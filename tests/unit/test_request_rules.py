@@ -157,7 +157,7 @@ def test_a_stopped_robot_is_refused_with_the_operators_reason() -> None:
     [
         (image(np.zeros((64, 64, 3), np.uint8).tobytes(), RGB8), "too_small"),
         (Image(camera="base", encoding=RGB8, width=64, height=64, data=bytes(10)), "wrong_size"),
-        (Image(camera="base", encoding=JPEG, claim=Claim(uri="s3://b/k")), "claim_unsupported"),
+        (Image(camera="base", encoding=JPEG, claim=Claim(uri="s3://b/k", sha256=bytes(32))), "claim_unsupported"),
         (Image(camera="base", data=GOOD_JPEG), "unknown_encoding"),
         (image(pictures.encoded(PillowImage.new("L", (20_000, 64), 9), "PNG"), PNG), "too_large"),
         (image(pictures.encoded(PillowImage.new("1", (20_000, 20_000), 1), "PNG"), PNG), "too_large"),
