@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 from runtime.kafka import build_producer
 from schemas import headers as h
+from schemas.messages import Claim
 from schemas.topics import OUTCOMES, REQUESTS, RESULTS, accepted_topic, requests_topic
 from tests import pictures
+from tests.faults.ledger import Sent
 from tests.faults.load import FLEET, message
 from tests.faults.scene import CARD, Scene
 
@@ -119,7 +121,7 @@ def hanging_policy(scene: Scene) -> None:
 
 
 def poison_everywhere(scene: Scene) -> None:
-    """Random bytes, truncated messages, missing headers and pictures that are none, on every topic."""
+    """Random bytes, truncated messages, missing headers, a claim whose hash is wrong, pictures that are none."""
     good = message(_body(), pictures.jpeg()).SerializeToString()
     values = [b"", os.urandom(200), b"plain text", good[: len(good) // 2], good]
     producer = build_producer(scene.settings, "poison")
@@ -129,7 +131,15 @@ def poison_everywhere(scene: Scene) -> None:
             # The good message has no headers: on the fleet's topic it is a request, elsewhere nobody's.
             if value is not good or topic != requests_topic(FLEET):
                 producer.produce(topic, value, key=b"poison")
+    body = _body()
+    claimed = message(body, b"")
+    claimed.images[0].claim.CopyFrom(Claim(uri="s3://bucket/nothing", sha256=bytes(32), bytes=50_000))
+    producer.produce(requests_topic(FLEET), claimed.SerializeToString(), key=claimed.robot_id)
     assert producer.flush(30) == 0
+    # Its outcome is a refusal, and counts in the books like any other.
+    scene.load.ledger.send(
+        Sent(claimed.request_id, claimed.robot_id, claimed.step, claimed.ttl_ms / 1000, unheard=True)
+    )
     bomb = pictures.encoded(pictures.scene(64, 64).resize((2048, 2048)), "PNG")
     for data in (os.urandom(2_000_000), pictures.flat(0), b"\xff\xd8\xff", bomb[: len(bomb) // 2]):
         image = {"camera": "base", "data": base64.b64encode(data).decode()}

@@ -30,8 +30,11 @@ GROUP = group_of(CARD)
 
 
 @contextmanager
-def fault_stack(folder: Path, say: Say = print) -> Iterator[RunningStack]:
-    """Two gates and two GPU workers, so that each has a peer; flushes often, so that the books come soon."""
+def fault_stack(folder: Path, say: Say = print, *, session_timeout_ms: int | None = None) -> Iterator[RunningStack]:
+    """Two gates and two GPU workers, so that each has a peer; flushes often, so that the books come soon.
+
+    session_timeout_ms: of the consumers; default: the embedded stack's.
+    """
     cards = folder / "cards"
     for kind, name, card in (("embodiments", "test_arm", embodiment()), ("models", "test_model", CARD)):
         (cards / kind).mkdir(parents=True)
@@ -43,6 +46,8 @@ def fault_stack(folder: Path, say: Say = print) -> Iterator[RunningStack]:
         "PARQUET_FLUSH_INTERVAL_S": "2",
         "POLICY_TIMEOUT_S": "4",
     }
+    if session_timeout_ms is not None:
+        environment["KAFKA_SESSION_TIMEOUT_MS"] = str(session_timeout_ms)
     roles = [replace(role, count=2) if role.name == "gpu" else role for role in ROLES]
     layout = Layout(folder / "stack")
     with Stack(layout, roles=roles, env=environment, say=say) as stack:

@@ -74,11 +74,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--report", type=Path, default=Path(".vlastream/soak"))
     parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--session-timeout-ms", type=int, help="of the consumers; default: the embedded stack's")
     arguments = parser.parse_args()
     chosen = [fault for fault in ALL if arguments.only in fault.name]
     results: list[Result] = []
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, fault_stack(Path(folder)) as stack:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fault_stack(Path(folder), session_timeout_ms=arguments.session_timeout_ms) as stack,
+    ):
         first_mb: dict[str, float] = {}
         for fault in rounds(chosen, arguments.minutes):
             results.append(play(stack, fault))
