@@ -45,7 +45,7 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     lifecycle.on_close("status server", status.close)
     wait_for_kafka(settings)
     client_id = f"gpu-{settings.role_instance}"
-    publisher = Publisher(build_producer(settings, client_id), metrics)
+    publisher = Publisher(build_producer(settings, client_id), metrics, lifecycle.fail)
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
 
     def consumer(on_commit: OnCommit) -> Consumer:

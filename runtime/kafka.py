@@ -10,6 +10,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from runtime.broker_watch import INTERVAL_MS, BrokerWatch
 from runtime.errors import Fatal, Unavailable
 from runtime.settings import Settings
 from schemas import headers as h
@@ -72,6 +73,10 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
     }
 
 
+def _watched(client_id: str) -> dict[str, Any]:
+    return {"statistics.interval.ms": INTERVAL_MS, "stats_cb": BrokerWatch(client_id)}
+
+
 def build_producer(settings: Settings, client_id: str, *, queue_bytes: int = 64 * 1024 * 1024) -> Producer:
     """An idempotent producer that places keys as Java clients and aiokafka do.
 
@@ -80,6 +85,7 @@ def build_producer(settings: Settings, client_id: str, *, queue_bytes: int = 64 
     return Producer(
         {
             **client_config(settings, client_id),
+            **_watched(client_id),
             "enable.idempotence": True,
             "acks": "all",
             "linger.ms": 0,
@@ -102,9 +108,13 @@ def build_consumer(
     on_error: Callable[[KafkaError], None] | None = None,
     **overrides: Any,
 ) -> Consumer:
-    """A consumer that commits only what its stage says. `group=None` is for `assign()` alone."""
+    """A consumer that commits only what its stage says. `group=None` is for `assign()` alone.
+
+    Its poll() raises Unavailable when it has lost its brokers for good: then another one must be built.
+    """
     config = {
         **client_config(settings, client_id),
+        **_watched(client_id),
         # A group id is required even where no group is joined and nothing is committed.
         "group.id": group if group is not None else f"groupless-{client_id}",
         "enable.auto.commit": False,

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from runtime.errors import Fatal, Retry, Unavailable
+from runtime.errors import Fatal, Retry, Unavailable, VlastreamError
 from runtime.metrics import Metrics
 from schemas import headers as h
 
@@ -63,11 +63,18 @@ class PublisherPort(Protocol):
 
 
 class Publisher:
-    """Thread-safe. `publish` reports by callback, `send` awaits the acknowledgement."""
+    """Thread-safe. `publish` reports by callback, `send` awaits the acknowledgement.
 
-    def __init__(self, producer: Producer, metrics: Metrics) -> None:
+    on_failure is told once, from the publisher's thread, when its producer is done for.
+    """
+
+    def __init__(
+        self, producer: Producer, metrics: Metrics, on_failure: Callable[[Exception], None] = lambda error: None
+    ) -> None:
         self._producer = producer
         self._metrics = metrics
+        self._on_failure = on_failure
+        self._failure: Fatal | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve_reports, name="publisher", daemon=True)
         self._thread.start()
@@ -83,6 +90,8 @@ class Publisher:
         on_delivery: OnDelivery | None = None,
     ) -> None:
         """Hand a record over. Raises Retry while the local queue is full, Fatal for a producer that is done for."""
+        if self._failure is not None:
+            raise self._failure
         started = time.perf_counter()
 
         def report(error: KafkaError | None, message: Message) -> None:
@@ -164,7 +173,13 @@ class Publisher:
 
     def _serve_reports(self) -> None:
         while not self._stop.is_set():
-            self._producer.poll(0.2)
+            try:
+                self._producer.poll(0.2)
+            except VlastreamError as error:
+                # Whatever is in this producer will never arrive, and its records are not ours to give to another one.
+                self._failure = Fatal(str(error))
+                self._on_failure(self._failure)
+                return
 
 
 def _translated(error: KafkaError) -> Exception:
