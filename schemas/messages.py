@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from schemas.vla.v1.data_pb2 import (
+    Consent,
+    Embedding,
+    EmbeddingQuery,
+    EpisodeEvent,
+    EpisodeKind,
+    Feedback,
+    FeedbackKind,
+)
 from schemas.vla.v1.gate_pb2 import LastChunk, ReplyAddress, RequestRecord, TableValue
 from schemas.vla.v1.inference_pb2 import (
     ActionChunk,
@@ -31,7 +40,14 @@ __all__ = [
     "ActionMatrix",
     "Claim",
     "Completion",
+    "Consent",
     "Control",
+    "Embedding",
+    "EmbeddingQuery",
+    "EpisodeEvent",
+    "EpisodeKind",
+    "Feedback",
+    "FeedbackKind",
     "Image",
     "ImageEncoding",
     "InferenceRequest",

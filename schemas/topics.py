@@ -18,6 +18,11 @@ REPLIES = "vla.replies.v1"
 OUTCOMES = "vla.outcomes.v1"
 WORKERS = "vla.workers.v1"
 CONTROL = "vla.control.v1"
+CONSENT = "vla.consent.v1"
+EPISODES = "vla.episodes.v1"
+FEEDBACK = "vla.feedback.v1"
+EMBEDDINGS = "vla.embeddings.v1"
+QUERIES = "vla.queries.v1"
 #: Faust names a table's changelog <app id>-<table>-changelog.
 GATE_APP = "vla-gate"
 GATE_TABLE = "requests"
@@ -64,6 +69,11 @@ def requests_topic(fleet: str | None = None) -> str:
 
 def replies_topic(fleet: str | None = None) -> str:
     return REPLIES if fleet is None else f"vla.replies.{_checked(fleet)}.v1"
+
+
+def episodes_topic(fleet: str | None = None) -> str:
+    """Topic of starts and ends of episodes: the API's own, or that of a fleet which produces directly."""
+    return EPISODES if fleet is None else f"vla.episodes.{_checked(fleet)}.v1"
 
 
 def accepted_topic(deployment: str) -> str:
@@ -132,11 +142,25 @@ def declare(
         )
         for deployment in deployments:
             yield keyed(accepted_topic(deployment), "InferenceRequest", accepted_partitions)
+        yield keyed(EPISODES, "EpisodeEvent")
+        for fleet in fleet_list:
+            yield keyed(episodes_topic(fleet), "EpisodeEvent")
         yield keyed(RESULTS, "Completion")
         yield keyed(REPLIES, "Outcome", reply_partitions, 5 * _MINUTE_MS)
         for fleet in fleet_list:
             yield keyed(replies_topic(fleet), "Outcome", partitions, 5 * _MINUTE_MS)
         yield keyed(OUTCOMES, "Outcome")
+        yield keyed(EMBEDDINGS, "Embedding")
+        yield keyed(FEEDBACK, "Feedback")
+        # Nobody waits for an answer longer than a request may take.
+        yield Topic(
+            name=QUERIES,
+            key="none",
+            message="EmbeddingQuery",
+            partitions=partitions,
+            retention_ms=5 * _MINUTE_MS,
+        )
+        yield view(CONSENT, "customer_id", "Consent", keep_days=_CONTROL_HISTORY_DAYS)
         yield view(WORKERS, "worker_id", "WorkerHeartbeat", segment_minutes=5)
         yield view(CONTROL, "target", "Control", keep_days=_CONTROL_HISTORY_DAYS)
 
