@@ -104,6 +104,11 @@ class Metrics:
         self.workers_live = gauge("vla_workers_live", "Live GPU workers", "deployment")
         self.model_loaded = gauge("vla_model_loaded", "1 once the weights are on the device", "deployment", "revision")
 
+        # --- the embedder
+        self.embedding_duration = histogram("vla_embedding_duration_seconds", "One batch: cache, models and all")
+        self.embedding_cache = counter("vla_embedding_cache_total", "Vectors by where they came from", "result")
+        self.embeddings_skipped = counter("vla_embeddings_skipped_total", "Requests without vectors, by why", "reason")
+
         # --- the sinks
         self.sink_rows = counter("vla_sink_rows_total", "Rows written", "sink", "dataset")
         self.sink_skipped = counter(
@@ -115,6 +120,12 @@ class Metrics:
         self.sink_last_commit = gauge(
             "vla_sink_last_committed_timestamp_seconds", "Append time of the newest record that is at rest", "sink"
         )
+
+        # --- the ETL
+        self.etl_duration = histogram("vla_etl_duration_seconds", "One day's pipelines", "job")
+        self.etl_last_success = gauge("vla_etl_last_success_timestamp_seconds", "When a job last ended well", "job")
+
+        # --- every role
         self.dependency_up = gauge("vla_dependency_up", "1 while a server that this process needs answers", "server")
         self.uptime = gauge("vla_uptime_seconds", "Seconds since this process became ready")
 

@@ -16,6 +16,8 @@ from schemas.cards import valid_name
 
 DEFAULT_STACK_FILE = Path(".vlastream/stack.json")
 _REPOSITORY = Path(__file__).resolve().parent.parent
+#: Good enough to try things out; refused in production.
+DEFAULT_SALT = "change-me"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -35,6 +37,8 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = "us-east-1"
+
+    environment: Literal["development", "production"] = "development"
 
     # --- this process
     host: str = "127.0.0.1"
@@ -99,6 +103,33 @@ class Settings(BaseSettings):
     parquet_flush_interval_s: float = Field(default=10.0, gt=0)
     parquet_max_file_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
 
+    # --- embeddings
+    enable_embeddings: bool = True
+    #: A model's name or a folder that holds it: from the package of its weights or a local cache, never downloaded
+    #: unasked.
+    instruction_embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    #: Where there are no weights the embedder says so once, and embeds instructions alone.
+    image_embedding_model: str = "openai/clip-vit-base-patch32"
+    embedding_batch_size: int = Field(default=32, ge=1, le=1024)
+    embedding_cache_ttl: int = Field(default=300, ge=0)
+
+    # --- what may be kept, and for how long
+    #: What is taken out before anything comes to rest; a customer may ask for more, never for less.
+    anonymization_level: Literal["none", "partial", "full"] = "full"
+    #: Key of the hashes that stand for ids in the lake. Change it before the first row is written, and never after.
+    anonymization_hash_salt: SecretStr = SecretStr(DEFAULT_SALT)
+    #: Days. -1: for ever.
+    raw_data_retention_days: int = Field(default=90, ge=-1)
+    aggregated_data_retention_days: int = Field(default=365, ge=-1)
+    safety_data_retention_days: int = Field(default=-1, ge=-1)
+
+    # --- ETL
+    etl_enabled: bool = True
+    #: Hours of the UTC day.
+    etl_schedule_hour: int = Field(default=2, ge=0, le=23)
+    retention_schedule_hour: int = Field(default=3, ge=0, le=23)
+    etl_batch_size: int = Field(default=1000, ge=1)
+
     @field_validator("fleets", "federate_targets", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
@@ -111,6 +142,12 @@ class Settings(BaseSettings):
             if not valid_name(name):
                 raise ValueError(f"fleet {name!r}: use a-z, 0-9 and '-'")
         return value
+
+    @model_validator(mode="after")
+    def _no_default_secret_in_production(self) -> Self:
+        if self.environment == "production" and self.anonymization_hash_salt.get_secret_value() == DEFAULT_SALT:
+            raise ValueError("ANONYMIZATION_HASH_SALT is the default: make one with `openssl rand -hex 32`")
+        return self
 
     @model_validator(mode="after")
     def _room_for_the_largest_body(self) -> Self:

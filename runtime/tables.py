@@ -1,4 +1,7 @@
-"""Every table, as SQLAlchemy Core metadata. `sinks/migrations` creates them; a test proves that both agree."""
+"""The tables of the stream itself, as SQLAlchemy Core metadata; runtime.data_tables has the others.
+
+`sinks/migrations` creates them; a test proves that both agree.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
 
-#: Width of an instruction embedding (all-MiniLM-L6-v2).
-INSTRUCTION_EMBEDDING_DIM = 384
+from schemas.embeddings import INSTRUCTION_EMBEDDING_DIM
 
 metadata = MetaData(
     naming_convention={
@@ -90,7 +92,8 @@ inference_log = Table(
     Column("batch_size", Integer),
     #: uint64, beyond what bigint holds.
     Column("seed", Numeric(20, 0)),
-    Column("instruction", Text, nullable=False),
+    #: Null where consent does not allow it.
+    Column("instruction", Text),
     Column("instruction_category", Text),
     #: all-MiniLM-L6-v2, unit length; written by the embedder where consent allows it.
     Column("instruction_embedding", Vector(INSTRUCTION_EMBEDDING_DIM)),
@@ -188,7 +191,8 @@ sink_marks = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     #: The first offset that is not written.
     Column("next_offset", BigInteger, nullable=False),
-    #: Highest results_offset written; an outcome that is not above it is a repeat. -1: none yet.
+    #: Of outcomes: highest results_offset written; one that is not above it is a repeat. Of other topics, whose rows
+    #: carry ids of their own: highest offset written. -1: none yet.
     Column("results_offset", BigInteger, nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
 )

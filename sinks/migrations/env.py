@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, text
 
+import runtime.data_tables  # noqa: F401 - its tables join the metadata
 from runtime.database import connect
 from runtime.settings import load_settings
 from runtime.tables import metadata

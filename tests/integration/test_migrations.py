@@ -15,6 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
+import runtime.data_tables  # noqa: F401 - its tables join the metadata
 from runtime.database import Database, connect
 from runtime.errors import Unavailable
 from runtime.settings import Settings
