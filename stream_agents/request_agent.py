@@ -52,7 +52,7 @@ class RequestAgent:
         circumstances: Callable[[int], Circumstances],
         default_ttl_ms: int,
         max_ttl_ms: int,
-        default_consent_tier: str,
+        tier_of: Callable[[str], str],
         metrics: Metrics,
     ) -> None:
         self._table = table
@@ -63,7 +63,7 @@ class RequestAgent:
         self._circumstances = circumstances
         self._default_ttl_ms = default_ttl_ms
         self._max_ttl_ms = max_ttl_ms
-        self._default_consent_tier = default_consent_tier
+        self._tier_of = tier_of
         self._metrics = metrics
 
     async def handle(self, record: Record) -> None:
@@ -219,7 +219,7 @@ class RequestAgent:
                     h.REQUEST_ID: case.request.request_id,
                     h.ROW_ID: case.row_id,
                     h.CUSTOMER_ID: case.row.customer_id,
-                    h.CONSENT_TIER: self._default_consent_tier,
+                    h.CONSENT_TIER: self._tier_of(case.row.customer_id),
                     h.DEADLINE_MS: case.row.deadline_ms,
                     h.REQUESTED_AT_MS: case.row.appended_at_ms,
                     h.SOURCE: str(case.record.source),
@@ -239,7 +239,7 @@ class RequestAgent:
             request=summarize(
                 case.request,
                 customer_id=case.row.customer_id,
-                consent_tier=self._default_consent_tier,
+                consent_tier=self._tier_of(case.row.customer_id),
                 requested_at_ms=case.row.appended_at_ms,
                 deadline_ms=case.row.deadline_ms,
                 source=case.record.source,

@@ -9,6 +9,7 @@ from functools import partial
 
 import uvloop
 
+from runtime.consent import ConsentList
 from runtime.control import StopList
 from runtime.errors import Fatal
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
@@ -22,7 +23,7 @@ from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import load_cards
 from schemas.messages import Control
-from schemas.topics import CONTROL, REPLIES, WORKERS
+from schemas.topics import CONSENT, CONTROL, REPLIES, WORKERS
 from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
@@ -51,10 +52,12 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     client_id = f"gate-{settings.role_instance}"
     cards = load_cards(settings.cards_dir)
     workers, stops = LiveWorkers(settings.worker_timeout_s), StopList()
+    consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
     views = [
         CompactedView(build_view_consumer, WORKERS, workers.update),
         CompactedView(build_view_consumer, CONTROL, stops.update),
+        CompactedView(build_view_consumer, CONSENT, consents.update),
     ]
     origins = Origins(settings.fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
@@ -78,12 +81,12 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     lifecycle.on_close("status", status.close)
 
     await asyncio.to_thread(wait_for_kafka, settings)
-    publisher = Publisher(build_producer(settings, client_id), metrics)
+    publisher = Publisher(build_producer(settings, client_id), metrics, lifecycle.fail)
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     for view in views:
         view.start()
         lifecycle.on_close("view", view.close)
-    # Nothing is judged before every stop and every worker is known.
+    # Nothing is judged before every stop, every consent and every worker is known.
     await asyncio.to_thread(_wait_for_views, views, settings.shutdown_timeout_s * 3)
     await asyncio.to_thread(publisher.warm_up, REPLIES, 0)
     warm.set()
@@ -108,7 +111,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         ),
         default_ttl_ms=settings.default_ttl_ms,
         max_ttl_ms=settings.max_ttl_ms,
-        default_consent_tier=settings.default_consent_tier,
+        tier_of=lambda customer_id: consents.tier(customer_id, round(time.time() * 1000)),
         metrics=metrics,
     )
     actions = ActionAgent(

@@ -71,6 +71,8 @@ class GateBench:
         self.store: dict[bytes, bytes] = {}
         self.stop: Control | None = None
         self.live = True
+        #: Customer -> consent tier.
+        self.tiers: dict[str, str] = {}
         self.settings = settings
         self.seen: dict[str, int] = {}
         self.start()
@@ -95,7 +97,7 @@ class GateBench:
             ),
             default_ttl_ms=FAR,
             max_ttl_ms=FAR,
-            default_consent_tier="none",
+            tier_of=lambda customer_id: self.tiers.get(customer_id, "none"),
             metrics=self.metrics,
         )
         self.actions = ActionAgent(
