@@ -26,16 +26,18 @@ from benchmarks.devices import INSTANT
 from benchmarks.measure import Frame, measure
 from benchmarks.own_stack import Deployment, Target, own_stack
 from benchmarks.scenarios import Scenario
+from runtime.consent import ConsentList
 from runtime.database import connect
 from runtime.kafka import Record, build_consumer, build_producer, end_positions, record_of
 from runtime.settings import Settings
+from schemas.cards import CardSet
 from schemas.messages import InferenceRequest
 from schemas.topics import OUTCOMES, REPLIES, REQUESTS, RESULTS, accepted_topic
 from sinks.arrow_schemas import OBSERVATIONS, SCHEMAS
 from sinks.lake_rows import observation_entry
 from sinks.marks import Batch, Mark, Partition
 from sinks.parquet_files import encode
-from sinks.postgres import RESULTS_SERIES, PostgresStore, decode_row
+from sinks.postgres import RESULTS_SERIES, Decoder, PostgresStore
 from sinks.storage import open_storage
 
 _IDLE_S = 8.0
@@ -130,7 +132,9 @@ def _bytes(settings: Settings, requests: int) -> dict[str, int]:
 def postgres_rate(settings: Settings, records: Sequence[Record]) -> float:
     """Rows a second of one sink process: decoding, COPY, insert and mark, in batches as the sink makes them."""
     database = connect(settings, "capacity", pool_size=1)
-    store = PostgresStore(database, "capacity")
+    consents = ConsentList("none", settings.anonymization_level)
+    store = PostgresStore(database, consents, "capacity")
+    decode = Decoder(consents=consents, cards=CardSet(models=(), embodiments=()), fleet_of={}, min_safety_score=0.7)
     partition = Partition(OUTCOMES, 0)
     rows, took_s = 0, 0.0
     mark = store.open(partition)
@@ -139,7 +143,7 @@ def postgres_rate(settings: Settings, records: Sequence[Record]) -> float:
             connection.execute(text("TRUNCATE inference_log"))
         for start in range(0, len(records), _BATCH_ROWS):
             began_s = time.perf_counter()
-            entries = tuple(decode_row(record, 0.7) for record in records[start : start + _BATCH_ROWS])
+            entries = tuple(decode(record) for record in records[start : start + _BATCH_ROWS])
             number = mark.next_offset + len(entries)
             after = Mark(number, {RESULTS_SERIES: number})
             store.write(partition, Batch(entries, mark, after))

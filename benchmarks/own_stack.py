@@ -17,7 +17,7 @@ from benchmarks.frames import CAMERAS
 from runtime.errors import Fatal
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
-from runtime.stack.roles import ROLES, Role, vlastream
+from runtime.stack.roles import ROBOT_PATH, Role, vlastream
 from runtime.stack.stack import Stack, is_running
 
 FLEET = "bench"
@@ -95,7 +95,7 @@ def own_stack(
     layout.create()
     cards = write_cards(layout.folder / "cards", deployments)
     roles: list[Role] = []
-    for role in ROLES:
+    for role in ROBOT_PATH:
         if role.name in without:
             continue
         if role.name == "gpu":

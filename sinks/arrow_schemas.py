@@ -1,6 +1,6 @@
-"""Arrow schemas of the two datasets. Every field says its unit, shape and range in its metadata `doc`.
+"""Arrow schemas of the lake's datasets. Every field says its unit, shape and range in its metadata `doc`.
 
-Both are laid out as `<dataset>/date=YYYY-MM-DD/*.parquet`, where the date is that of the broker's append time
+All are laid out as `<dataset>/date=YYYY-MM-DD/*.parquet`, where the date is that of the broker's append time
 in UTC. A field may be added; none is renamed, removed or given another type.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 OBSERVATIONS = "observations"
-OUTCOMES = "outcomes"
+OUTCOMES_DATASET = "outcomes"
+FEEDBACK_DATASET = "feedback"
+EPISODES_DATASET = "episodes"
 
 
 def _field(name: str, kind: pa.DataType, doc: str, *, nullable: bool = True) -> pa.Field:
@@ -118,4 +120,48 @@ outcomes = pa.schema(
     ]
 )
 
-SCHEMAS: dict[str, pa.Schema] = {OBSERVATIONS: observations, OUTCOMES: outcomes}
+_PLACE = [
+    _required("customer_id", pa.string(), "whose robot it is; its keyed hash where ids are anonymized"),
+    _required("robot_id", pa.string(), "as above"),
+    _required("at", _TIME, "broker's append time of the record"),
+    _required("log_partition", pa.int32(), "partition of the record that this row was made from"),
+    _required("log_offset", pa.int64(), "offset of the record that this row was made from"),
+]
+
+feedback = pa.schema(
+    [
+        _required("feedback_id", pa.string(), "UUID; the same id again is a repeat"),
+        _required("row_id", pa.string(), "UUID; joins outcomes and observations"),
+        _required("request_id", pa.string(), "of the request that it is about"),
+        *_PLACE,
+        _required("kind", pa.string(), "success_rating, safety_rating, action_correction or failure_report"),
+        _field("success", pa.bool_(), "whether the robot did what it should; null: not said"),
+        _field("rating", pa.uint8(), "1..5, 5 is best; null: none"),
+        _field("corrected", pa.list_(pa.float32()), "what should have been done: (horizon * dim), row-major"),
+        _field("corrected_horizon", pa.uint32(), "steps in `corrected`"),
+        _field("corrected_dim", pa.uint32(), "values per step in `corrected`"),
+        _field("failure_type", pa.string(), "short code; null: none"),
+        _field("comment", pa.string(), "anonymized; null: none"),
+    ]
+)
+
+episodes = pa.schema(
+    [
+        *_PLACE,
+        _required("episode_id", pa.string(), "joins observations and outcomes, with customer_id and robot_id"),
+        _required("robot_type", pa.string(), "empty: not said"),
+        _required("event", pa.string(), "start or end"),
+        _field("success", pa.bool_(), "of an end: whether the task was done; null: not judged"),
+        _field("task", pa.string(), "what was to be done, anonymized"),
+        _field(
+            "environment_type", pa.string(), "lab, warehouse, factory, outdoor, home, office, hospital, retail, other"
+        ),
+    ]
+)
+
+SCHEMAS: dict[str, pa.Schema] = {
+    OBSERVATIONS: observations,
+    OUTCOMES_DATASET: outcomes,
+    FEEDBACK_DATASET: feedback,
+    EPISODES_DATASET: episodes,
+}

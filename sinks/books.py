@@ -7,15 +7,16 @@ code of its own: the books are to find the gate's mistakes, not to share them.
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from confluent_kafka import TopicPartition
 from google.protobuf.message import DecodeError
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 
+from runtime.data_tables import erasures
 from runtime.database import connect
 from runtime.errors import Poison, Unavailable
 from runtime.kafka import Record, build_consumer, check_consumed, end_positions, record_of
@@ -26,7 +27,7 @@ from schemas import headers as h
 from schemas.ids import content_digest
 from schemas.messages import InferenceRequest
 from schemas.topics import OUTCOMES, REQUESTS, requests_topic
-from sinks.arrow_schemas import OUTCOMES as OUTCOMES_DATASET
+from sinks.arrow_schemas import OUTCOMES_DATASET
 from sinks.marks import Partition
 from sinks.outcomes import decode_outcome
 from sinks.parquet_files import read_column
@@ -56,6 +57,8 @@ class Books:
     repeated_parquet_rows: int = 0
     #: Outcome records that cannot be read.
     unreadable_outcomes: int = 0
+    #: Requests whose customers had them erased: they stand in none of the counts above.
+    erased: int = 0
     #: Code -> outcomes that ended with it; "ok" for actions.
     outcomes_by_code: dict[str, int] = field(default_factory=dict)
 
@@ -82,6 +85,7 @@ class Books:
         yield "counted apart: undecodable requests", self.undecodable
         yield "counted apart: repeated outcome records", self.repeated_outcomes
         yield "counted apart: unreadable outcome records", self.unreadable_outcomes
+        yield "counted apart: erased requests", self.erased
 
     def _verdict(self) -> str:
         if self.balanced:
@@ -100,6 +104,14 @@ class Books:
         return "The books do not balance: " + "; ".join(found) + "."
 
 
+#: Customer -> requests appended up to then, in ms, are erased.
+Erased = Mapping[str, int]
+
+
+def is_erased(erased: Erased, customer_id: str, requested_at_ms: int) -> bool:
+    return requested_at_ms <= erased.get(customer_id, -1)
+
+
 class RequestCount:
     """Counts distinct requests of one partition number. Records of a topic come in offset order."""
 
@@ -107,7 +119,8 @@ class RequestCount:
         self._window_ms = identity_window_ms
         #: Identity -> content and append time of its first request within the window.
         self._first: dict[tuple[str, str, str], tuple[bytes, int]] = {}
-        self.distinct = 0
+        #: Customer -> append times of distinct requests, ms.
+        self._times: defaultdict[str, list[int]] = defaultdict(list)
         self.retries = 0
         self.undecodable = 0
 
@@ -124,19 +137,29 @@ class RequestCount:
         first = self._first.get(identity)
         if first is None or record.timestamp_ms - first[1] > self._window_ms:
             self._first[identity] = (digest, record.timestamp_ms)
-            self.distinct += 1
+            self._times[customer_id].append(record.timestamp_ms)
         elif first[0] == digest:
             self.retries += 1
         else:
             # The id with other content: a request of its own, which is refused.
-            self.distinct += 1
+            self._times[customer_id].append(record.timestamp_ms)
+
+    @property
+    def distinct(self) -> int:
+        return sum(map(len, self._times.values()))
+
+    def erased(self, erased: Erased) -> int:
+        """How many of the distinct ones are."""
+        times = self._times
+        return sum(is_erased(erased, customer, at) for customer in erased for at in times.get(customer, []))
 
 
 class OutcomeCount:
     """Counts distinct outcomes."""
 
     def __init__(self) -> None:
-        self._rows: set[str] = set()
+        #: Row id -> customer and append time of the request, ms.
+        self._rows: dict[str, tuple[str, int]] = {}
         self.records = 0
         self.unreadable = 0
         self.codes: Counter[str] = Counter()
@@ -149,12 +172,18 @@ class OutcomeCount:
             return
         self.records += 1
         if outcome.row_id not in self._rows:
-            self._rows.add(outcome.row_id)
+            self._rows[outcome.row_id] = (outcome.request.customer_id, outcome.request.requested_at_ms)
             self.codes[outcome.rejection.code if outcome.HasField("rejection") else "ok"] += 1
 
     @property
     def distinct(self) -> int:
         return len(self._rows)
+
+    def erased(self, erased: Erased) -> set[str]:
+        """Row ids of those that are."""
+        if not erased:
+            return set()
+        return {row_id for row_id, (customer, at) in self._rows.items() if is_erased(erased, customer, at)}
 
 
 def read_books(settings: Settings, wait_s: float = 0.0) -> Books:
@@ -209,11 +238,15 @@ class Audit:
             self._outcomes.add(record)
         self._read_lake()
         requests = self._requests.values()
+        erased = self._erased()
+        gone = self._outcomes.erased(erased)
+        erased_requests = sum(count.erased(erased) for count in requests)
         return Books(
-            requests=sum(count.distinct for count in requests),
-            outcomes=self._outcomes.distinct,
+            requests=sum(count.distinct for count in requests) - erased_requests,
+            outcomes=self._outcomes.distinct - len(gone),
             postgres_rows=self._postgres_rows(),
-            parquet_rows=len(self._lake_rows),
+            parquet_rows=sum(row_id not in gone for row_id in self._lake_rows),
+            erased=erased_requests,
             retries=sum(count.retries for count in requests),
             undecodable=sum(count.undecodable for count in requests),
             repeated_outcomes=self._outcomes.records - self._outcomes.distinct,
@@ -255,5 +288,15 @@ class Audit:
                 self._lake_files.add(file.key)
 
     def _postgres_rows(self) -> int:
+        """Rows but those that are to be erased, whether they are gone by now or not."""
+        going = exists().where(
+            erasures.c.customer_id == inference_log.c.customer_id,
+            inference_log.c.created_at <= erasures.c.erased_before,
+        )
         with self._database.begin() as connection:
-            return connection.execute(select(func.count()).select_from(inference_log)).scalar_one()
+            return connection.execute(select(func.count()).select_from(inference_log).where(~going)).scalar_one()
+
+    def _erased(self) -> dict[str, int]:
+        with self._database.begin() as connection:
+            rows = connection.execute(select(erasures.c.customer_id, erasures.c.erased_before)).all()
+        return {customer: round(before.timestamp() * 1000) for customer, before in rows}

@@ -140,6 +140,10 @@ class Flow(Generic[RowT]):
 
     # --- the loop
 
+    def idle(self) -> None:
+        """Instead of a round, as long as something else is waited for."""
+        self._last_round = self._clock()
+
     def run(self, stopping: threading.Event) -> None:
         """Sink records until `stopping`. Raises Fatal where the process cannot go on."""
         self._stopping = stopping

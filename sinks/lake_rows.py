@@ -86,7 +86,7 @@ def observation_entry(record: Record, deployment: str) -> Entry[Row]:
         "seed": request.options.seed if request.options.HasField("seed") else None,
     }
     # The gate forwards the requests of a partition in order, so what is not above the last was forwarded before.
-    return _entry(record, row, f"{source.topic}/{source.partition}", source.offset)
+    return lake_entry(record, row, f"{source.topic}/{source.partition}", source.offset)
 
 
 def outcome_entry(record: Record) -> Entry[Row]:
@@ -131,10 +131,10 @@ def outcome_entry(record: Record) -> Entry[Row]:
         "state": list(request.state) if consented else None,
         **_executed(request.executed if consented and request.HasField("executed") else None),
     }
-    return _entry(record, row, RESULTS_SERIES, outcome.results_offset)
+    return lake_entry(record, row, RESULTS_SERIES, outcome.results_offset)
 
 
-def _entry(record: Record, row: Row, series: str, number: int) -> Entry[Row]:
+def lake_entry(record: Record, row: Row, series: str, number: int) -> Entry[Row]:
     return Entry(
         offset=record.offset,
         row=row,

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from runtime.consent import ConsentList
 from runtime.kafka import Record
 from runtime.metrics import Metrics
 from runtime.settings import Settings
+from schemas import headers as h
 from schemas.card_files import load_cards
-from schemas.topics import OUTCOMES, accepted_topic
-from sinks.arrow_schemas import OBSERVATIONS, SCHEMAS
-from sinks.arrow_schemas import OUTCOMES as OUTCOMES_DATASET
+from schemas.topics import EPISODES, FEEDBACK, OUTCOMES, accepted_topic, episodes_topic
+from sinks.arrow_schemas import EPISODES_DATASET, FEEDBACK_DATASET, OBSERVATIONS, OUTCOMES_DATASET, SCHEMAS
+from sinks.consent import ConsentView
 from sinks.flow import Fenced
+from sinks.lake_data_rows import episode_entry, feedback_entry
 from sinks.lake_rows import observation_entry, outcome_entry
 from sinks.marks import Batch, Entry, Limits, Mark, Partition
 from sinks.parquet_files import encode, file_key, newest_file, read_mark
+from sinks.protection import Protection
 from sinks.rows import Row
 from sinks.service import serve
 from sinks.storage import AlreadyExists, Storage, open_storage
 
 NAME = "sink-parquet"
+ACCEPTED_PREFIX = "vla.accepted."
 
 #: Beyond it a file would grow for want of bytes: small rows are cut by number.
 _MAX_ROWS = 100_000
@@ -30,8 +37,9 @@ class ParquetStore:
 
     server = "storage"
 
-    def __init__(self, storage: Storage, metrics: Metrics, sink: str = NAME) -> None:
+    def __init__(self, storage: Storage, metrics: Metrics, protection: Protection, sink: str = NAME) -> None:
         self._storage = storage
+        self._protection = protection
         self._metrics = metrics
         self._sink = sink
 
@@ -39,7 +47,9 @@ class ParquetStore:
         self._storage.ping()
 
     def dataset(self, topic: str) -> str:
-        return OUTCOMES_DATASET if topic == OUTCOMES else OBSERVATIONS
+        if topic in (OUTCOMES, FEEDBACK):
+            return OUTCOMES_DATASET if topic == OUTCOMES else FEEDBACK_DATASET
+        return OBSERVATIONS if topic.startswith(ACCEPTED_PREFIX) else EPISODES_DATASET
 
     def open(self, partition: Partition) -> Mark:
         newest = newest_file(self._storage, self.dataset(partition.topic), partition)
@@ -50,7 +60,9 @@ class ParquetStore:
         dataset = self.dataset(partition.topic)
         start = batch.before.next_offset
         key = file_key(dataset, batch.entries[0].cut, partition, start)
-        data = encode(batch.rows, SCHEMAS[dataset], partition, start, batch.after)
+        # What was erased while the batch waited is left out; the file is written all the same, as the chain needs it.
+        rows = [self._protection.protected(row) for row in batch.rows if self._protection.may_stay(row)]
+        data = encode(rows, SCHEMAS[dataset], partition, start, batch.after)
         try:
             self._storage.create(key, data)
         except AlreadyExists as error:
@@ -65,24 +77,40 @@ def deployments_by_topic(settings: Settings) -> dict[str, str]:
     return {accepted_topic(card.deployment): card.deployment for card in cards.models}
 
 
-def decode_row(record: Record, deployments: dict[str, str]) -> Entry[Row]:
-    """A record of either kind as a row of its dataset. Raises Skip or Poison."""
-    if record.topic == OUTCOMES:
-        return outcome_entry(record)
-    return observation_entry(record, deployments[record.topic])
+class Decoder:
+    """A record of any of the sink's topics as a row of its dataset. Raises Skip or Poison."""
+
+    def __init__(self, *, deployments: Mapping[str, str], fleet_of: Mapping[str, str], consents: ConsentList) -> None:
+        self._deployments = deployments
+        self._fleet_of = fleet_of
+        self._consents = consents
+
+    def __call__(self, record: Record) -> Entry[Row]:
+        if record.topic == OUTCOMES:
+            return outcome_entry(record)
+        if record.topic in self._deployments:
+            return observation_entry(record, self._deployments[record.topic])
+        if record.topic == FEEDBACK:
+            return feedback_entry(record, self._consents)
+        customer = self._fleet_of.get(record.topic) or record.headers.get(h.CUSTOMER_ID, "")
+        return episode_entry(record, customer, self._consents)
 
 
 def main(settings: Settings) -> int:
     """Run the role until it is told to stop; returns its exit status."""
     deployments = deployments_by_topic(settings)
+    fleet_of = {episodes_topic(fleet): fleet for fleet in settings.fleets}
     storage = open_storage(settings)
+    view = ConsentView(settings, f"{NAME}-{settings.role_instance}")
+    protection = Protection(view.consents, settings.anonymization_hash_salt.get_secret_value())
     return serve(
         settings,
         name=NAME,
-        topics=[*deployments, OUTCOMES],
-        decode=lambda record: decode_row(record, deployments),
-        store=lambda metrics: ParquetStore(storage, metrics),
+        topics=[*deployments, OUTCOMES, FEEDBACK, EPISODES, *fleet_of],
+        decode=Decoder(deployments=deployments, fleet_of=fleet_of, consents=view.consents),
+        store=lambda metrics: ParquetStore(storage, metrics, protection),
         close_store=lambda: None,
+        consent=view,
         limits=Limits(
             rows=_MAX_ROWS, size_bytes=settings.parquet_max_file_bytes, age_s=settings.parquet_flush_interval_s
         ),

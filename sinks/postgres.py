@@ -1,4 +1,5 @@
-"""Role `sink postgres`: every outcome becomes one row of inference_log, and an incident where it is one.
+"""Role `sink postgres`: every outcome becomes one row of inference_log, and an incident where it is one; embeddings,
+feedback, episodes and consent become rows of their own tables.
 
 Rows and mark are written in one transaction that holds the mark's row: a repeat, a restart or a process that
 lost its partition without knowing it changes nothing.
@@ -6,7 +7,9 @@ lost its partition without knowing it changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from psycopg import sql
@@ -14,11 +17,19 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
+from runtime.consent import ConsentList
 from runtime.database import Database, connect
 from runtime.kafka import Record
 from runtime.settings import Settings
 from runtime.tables import inference_log, safety_incidents, sink_marks
-from schemas.topics import OUTCOMES
+from schemas import headers as h
+from schemas.card_files import load_cards
+from schemas.cards import CardSet
+from schemas.topics import CONSENT, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, episodes_topic
+from sinks.consent import ConsentView
+from sinks.data_records import decode_consent, decode_embedding, decode_episode, decode_feedback
+from sinks.data_rows import audit_row, consent_row, context_row, episode_row, feedback_row, pending_row, workspace_of
+from sinks.data_store import DataRow, Kind, lock_partition, merge_pending, write_data
 from sinks.flow import Fenced
 from sinks.marks import Batch, Entry, Limits, Mark, Partition
 from sinks.outcomes import decode_outcome
@@ -26,7 +37,7 @@ from sinks.rows import Row, incident_row, inference_row
 from sinks.service import serve
 
 NAME = "sink-postgres"
-#: The one series of vla.outcomes.v1: the offset of the completion that an outcome was made from.
+#: The one series of a partition: of outcomes the offset of the completion that each was made from, else the offset.
 RESULTS_SERIES = "results"
 
 _TOTAL_BYTES = 64 * 1024 * 1024
@@ -49,14 +60,31 @@ class OutcomeRows:
     inference: Row
     incident: Row | None
 
+    @property
+    def customer_id(self) -> str:
+        return str(self.inference["customer_id"])
+
+    @property
+    def at_ms(self) -> int:
+        """Broker's append time of the request."""
+        at: datetime = self.inference["created_at"]
+        return round(at.timestamp() * 1000)
+
+
+AnyRow = OutcomeRows | DataRow
+
 
 class PostgresStore:
-    """Writes batches to Postgres. Raises Unavailable while it is away, Fenced where the mark is another."""
+    """Writes batches to Postgres. Raises Unavailable while it is away, Fenced where the mark is another.
+
+    consents: rows that a customer had erased are left out, as of the moment of writing.
+    """
 
     server = "postgres"
 
-    def __init__(self, database: Database, sink: str = NAME) -> None:
+    def __init__(self, database: Database, consents: ConsentList, sink: str = NAME) -> None:
         self._database = database
+        self._consents = consents
         self._sink = sink
 
     def ping(self) -> None:
@@ -64,7 +92,10 @@ class PostgresStore:
             connection.execute(select(sink_marks.c.sink).limit(1))
 
     def dataset(self, topic: str) -> str:
-        return inference_log.name
+        named = {EMBEDDINGS: Kind.EMBEDDING, FEEDBACK: Kind.FEEDBACK, CONSENT: Kind.CONSENT}
+        if topic == OUTCOMES:
+            return inference_log.name
+        return named.get(topic, Kind.EPISODE).value
 
     def open(self, partition: Partition) -> Mark:
         first = {"sink": self._sink, "topic": partition.topic, "partition": partition.number}
@@ -75,21 +106,37 @@ class PostgresStore:
             )
             return self._mark(connection, partition)
 
-    def write(self, partition: Partition, batch: Batch[OutcomeRows]) -> None:
+    def write(self, partition: Partition, batch: Batch[AnyRow]) -> None:
         with self._database.begin() as connection:
             found = self._mark(connection, partition, hold=True)
             if found != batch.before:
                 raise Fenced(f"the mark is at {found.next_offset}, not at {batch.before.next_offset}")
-            self._copy(connection, [row.inference for row in batch.rows])
-            incidents = [row.incident for row in batch.rows if row.incident is not None]
-            if incidents:
-                connection.execute(insert(safety_incidents).on_conflict_do_nothing(), incidents)
+            rows = [row for row in batch.rows if self._may_stay(row)]
+            if partition.topic in (OUTCOMES, EMBEDDINGS):
+                lock_partition(connection, partition.number)
+            self._write_outcomes(connection, [row for row in rows if isinstance(row, OutcomeRows)])
+            write_data(connection, [row for row in rows if isinstance(row, DataRow)])
             after = batch.after
             connection.execute(
                 update(sink_marks)
                 .where(*self._is(partition))
                 .values(next_offset=after.next_offset, results_offset=after.seen[RESULTS_SERIES])
             )
+
+    def _may_stay(self, row: AnyRow) -> bool:
+        # What consent says is kept for ever, erasures among it.
+        if isinstance(row, DataRow) and row.kind is Kind.CONSENT:
+            return True
+        return not self._consents.is_erased(row.customer_id, row.at_ms)
+
+    def _write_outcomes(self, connection: Connection, rows: list[OutcomeRows]) -> None:
+        if not rows:
+            return
+        self._copy(connection, [row.inference for row in rows])
+        merge_pending(connection, [row.inference["id"] for row in rows])
+        incidents = [row.incident for row in rows if row.incident is not None]
+        if incidents:
+            connection.execute(insert(safety_incidents).on_conflict_do_nothing(), incidents)
 
     def _mark(self, connection: Connection, partition: Partition, *, hold: bool = False) -> Mark:
         query = select(sink_marks.c.next_offset, sink_marks.c.results_offset).where(*self._is(partition))
@@ -116,14 +163,60 @@ class PostgresStore:
             cursor.execute(_INSERT_INCOMING)
 
 
-def decode_row(record: Record, min_safety_score: float) -> Entry[OutcomeRows]:
-    """The rows of a record of vla.outcomes.v1. Raises Poison."""
-    outcome = decode_outcome(record)
+class Decoder:
+    """A record of any of the sink's topics as its rows. Raises Poison."""
+
+    def __init__(
+        self, *, consents: ConsentList, cards: CardSet, fleet_of: Mapping[str, str], min_safety_score: float
+    ) -> None:
+        self._consents = consents
+        self._cards = cards
+        self._fleet_of = fleet_of
+        self._min_safety_score = min_safety_score
+
+    def __call__(self, record: Record) -> Entry[AnyRow]:
+        if record.topic == OUTCOMES:
+            outcome = decode_outcome(record)
+            level = self._consents.level(outcome.request.customer_id)
+            rows = OutcomeRows(inference_row(outcome, record, level), incident_row(outcome, self._min_safety_score))
+            return _entry(record, rows, outcome.results_offset)
+        return _entry(record, self._data(record), record.offset)
+
+    def _data(self, record: Record) -> DataRow:
+        at_ms = record.timestamp_ms
+        if record.topic == EMBEDDINGS:
+            found = decode_embedding(record)
+            workspace = workspace_of(self._cards.embodiment(found.robot_type))
+            row, vector = context_row(found, workspace), pending_row(found)
+            return DataRow(Kind.EMBEDDING, found.customer_id, found.requested_at_ms, row, vector)
+        if record.topic == FEEDBACK:
+            said = decode_feedback(record)
+            level = self._consents.level(said.customer_id)
+            if self._consents.tier(said.customer_id, at_ms) == "none":
+                said.ClearField("comment")
+                said.ClearField("corrected")
+            return DataRow(Kind.FEEDBACK, said.customer_id, at_ms, feedback_row(said, level, at_ms))
+        if record.topic == CONSENT:
+            consent = decode_consent(record)
+            audit = audit_row(consent, deleted=record.value is None, offset=record.offset, at_ms=at_ms)
+            return DataRow(Kind.CONSENT, consent.customer_id, at_ms, consent_row(consent, at_ms), audit)
+        event = decode_episode(record, self._customer)
+        if self._consents.tier(event.customer_id, at_ms) == "none":
+            event.ClearField("task")
+            event.ClearField("environment_type")
+        level = self._consents.level(event.customer_id)
+        return DataRow(Kind.EPISODE, event.customer_id, at_ms, episode_row(event, level, at_ms))
+
+    def _customer(self, record: Record) -> str:
+        return self._fleet_of.get(record.topic) or record.headers.get(h.CUSTOMER_ID, "")
+
+
+def _entry(record: Record, row: AnyRow, number: int) -> Entry[AnyRow]:
     return Entry(
         offset=record.offset,
-        row=OutcomeRows(inference_row(outcome, record), incident_row(outcome, min_safety_score)),
+        row=row,
         series=RESULTS_SERIES,
-        number=outcome.results_offset,
+        number=number,
         size_bytes=len(record.value or b""),
         timestamp_ms=record.timestamp_ms,
     )
@@ -132,13 +225,21 @@ def decode_row(record: Record, min_safety_score: float) -> Entry[OutcomeRows]:
 def main(settings: Settings) -> int:
     """Run the role until it is told to stop; returns its exit status."""
     database = connect(settings, NAME, pool_size=1)
+    view = ConsentView(settings, f"{NAME}-{settings.role_instance}")
+    fleet_of = {episodes_topic(fleet): fleet for fleet in settings.fleets}
     return serve(
         settings,
         name=NAME,
-        topics=[OUTCOMES],
-        decode=lambda record: decode_row(record, settings.min_safety_score),
-        store=lambda metrics: PostgresStore(database),
+        topics=[OUTCOMES, EMBEDDINGS, FEEDBACK, EPISODES, *fleet_of, CONSENT],
+        decode=Decoder(
+            consents=view.consents,
+            cards=load_cards(settings.cards_dir),
+            fleet_of=fleet_of,
+            min_safety_score=settings.min_safety_score,
+        ),
+        store=lambda metrics: PostgresStore(database, view.consents),
         close_store=database.close,
+        consent=view,
         limits=Limits(rows=settings.sink_batch_size, size_bytes=_BATCH_BYTES, age_s=settings.sink_flush_interval_s),
         total_bytes=_TOTAL_BYTES,
     )

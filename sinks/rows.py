@@ -8,6 +8,8 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from runtime import anonymize
+from runtime.consent import Level
 from runtime.kafka import Record
 from schemas.codes import Code
 from schemas.messages import ActionMatrix, Outcome, RequestSummary, SafetyMode, SafetyReport
@@ -27,6 +29,9 @@ Row = dict[str, Any]
 MAX_NAME_CHARACTERS = 128
 #: Longest instruction that is kept. Those that are accepted have at most 500 characters.
 MAX_TEXT_CHARACTERS = 2000
+
+#: Tiers with which more is kept than operation needs. A tier that this version does not know is none of them.
+CONSENTED = frozenset({"metadata", "full"})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -56,12 +61,16 @@ def timestamp(milliseconds: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=milliseconds)
 
 
-def inference_row(outcome: Outcome, record: Record) -> Row:
-    """The row of inference_log for a checked outcome (see sinks.outcomes.decode_outcome)."""
+def inference_row(outcome: Outcome, record: Record, level: Level) -> Row:
+    """The row of inference_log for a checked outcome (see sinks.outcomes.decode_outcome).
+
+    level: how much is taken out of the instruction, which is kept with consent only.
+    """
     request = outcome.request
     total_ms, queue_ms, device_ms = latencies_ms(outcome)
     report = safety_report(outcome)
-    instruction = text(request.instruction, MAX_TEXT_CHARACTERS)
+    consented = request.consent_tier in CONSENTED
+    instruction = anonymize.text(text(request.instruction, MAX_TEXT_CHARACTERS), level) if consented else None
     errors = validation_errors(outcome)
     return {
         **_who(outcome),
@@ -70,8 +79,8 @@ def inference_row(outcome: Outcome, record: Record) -> Row:
         "batch_size": None,
         "seed": request.options.seed if request.options.HasField("seed") else None,
         "instruction": instruction,
-        "instruction_category": category(instruction),
-        "image_shape": _image_shape(request),
+        "instruction_category": category(instruction) if instruction is not None else None,
+        "image_shape": _image_shape(request) if consented else None,
         "image_count": len(request.images),
         **_result_columns(outcome),
         "safety_score": score_of(report) if report is not None else None,

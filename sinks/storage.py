@@ -56,6 +56,14 @@ class Storage(Protocol):
         """Write a new file. Raises AlreadyExists, also where two do it at once: one of them wins."""
         ...
 
+    def replace(self, key: str, data: bytes) -> None:
+        """Put other content under a key: whole or not at all. For erasures; a sink creates."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Take a file away; one that is not there is no error."""
+        ...
+
     def read(self, key: str, start: int, length: int) -> bytes:
         """At most `length` bytes from `start` on. Raises NotFound."""
         ...
@@ -122,6 +130,14 @@ class S3Storage:
                     raise AlreadyExists(f"{key} is in the bucket already") from error
                 raise
 
+    def replace(self, key: str, data: bytes) -> None:
+        with _s3_errors():
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
+
+    def delete(self, key: str) -> None:
+        with _s3_errors():
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
     def read(self, key: str, start: int, length: int) -> bytes:
         with _s3_errors():
             try:
@@ -140,7 +156,9 @@ class S3Storage:
         with _s3_errors():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
                 for item in page.get("Contents", []):
-                    yield StoredFile(item["Key"], item["Size"])
+                    # Some servers list a name for a moment before its content is there; none of our files is empty.
+                    if item["Size"]:
+                        yield StoredFile(item["Key"], item["Size"])
 
     def folders(self, parent: str) -> list[str]:
         prefix = f"{parent}/"
@@ -182,6 +200,23 @@ class FolderStorage:
                 raise AlreadyExists(f"{key} exists already") from error
             finally:
                 unfinished.unlink()
+
+    def replace(self, key: str, data: bytes) -> None:
+        target = self._root / key
+        with _file_errors():
+            self.ping()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._root / _UNFINISHED)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(target)
+            _sync_folder(target.parent)
+
+    def delete(self, key: str) -> None:
+        with _file_errors():
+            (self._root / key).unlink(missing_ok=True)
 
     def read(self, key: str, start: int, length: int) -> bytes:
         with _file_errors():

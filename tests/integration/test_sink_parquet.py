@@ -24,12 +24,13 @@ from schemas import headers as h
 from schemas.topics import OUTCOMES, accepted_topic, dead_letter_topic
 from sinks.flow import Flow
 from sinks.marks import Limits
-from sinks.parquet import NAME, ParquetStore, decode_row
+from sinks.parquet import NAME, ParquetStore
 from sinks.parquet_files import read_column
 from sinks.rows import Row
 from sinks.storage import Storage, open_storage
 from tests import factories as f
 from tests.embedded import RunningServer, running
+from tests.sink_case import parquet_decoder, protection
 
 ACCEPTED = accepted_topic(f.DEPLOYMENT)
 SMALL = Limits(rows=7, size_bytes=10**9, age_s=0.05)
@@ -62,8 +63,8 @@ class Running:
             name=NAME,
             consumer=self.consumer,
             topics=[ACCEPTED, OUTCOMES],
-            decode=lambda record: decode_row(record, {ACCEPTED: f.DEPLOYMENT}),
-            store=ParquetStore(storage, self.metrics),
+            decode=parquet_decoder({ACCEPTED: f.DEPLOYMENT}),
+            store=ParquetStore(storage, self.metrics, protection()),
             limits=limits,
             total_bytes=10**9,
             publisher=self.broker.publisher(),

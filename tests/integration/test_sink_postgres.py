@@ -29,9 +29,10 @@ from schemas.topics import OUTCOMES, dead_letter_topic
 from sinks.flow import Fenced, Flow
 from sinks.marks import Buffer, Limits, Mark, Partition
 from sinks.migrate import upgrade
-from sinks.postgres import NAME, OutcomeRows, PostgresStore, decode_row
+from sinks.postgres import NAME, AnyRow, PostgresStore
 from tests import factories as f
 from tests.embedded import RunningServer, running
+from tests.sink_case import consents, postgres_decoder
 
 PARTITION = Partition(OUTCOMES, 0)
 WIDE = Limits(rows=1000, size_bytes=10**9, age_s=0.001)
@@ -53,7 +54,7 @@ def database(settings: Settings) -> Iterator[Database]:
 
 @pytest.fixture
 def store(database: Database) -> PostgresStore:
-    return PostgresStore(database)
+    return PostgresStore(database, consents())
 
 
 def record_of(outcome: Outcome, offset: int) -> Record:
@@ -63,9 +64,9 @@ def record_of(outcome: Outcome, offset: int) -> Record:
 def write(store: PostgresStore, *outcomes: Outcome, mark: Mark | None = None) -> Mark:
     """One batch on top of the mark that the store has."""
     before = store.open(PARTITION) if mark is None else mark
-    buffer = Buffer[OutcomeRows](before, before.next_offset, WIDE)
+    buffer = Buffer[AnyRow](before, before.next_offset, WIDE)
     for offset, outcome in enumerate(outcomes, start=before.next_offset):
-        buffer.add(decode_row(record_of(outcome, offset), 0.7), 0)
+        buffer.add(postgres_decoder()(record_of(outcome, offset)), 0)
     batch = buffer.batch()
     assert batch is not None
     store.write(PARTITION, batch)
@@ -92,7 +93,7 @@ def test_rows_come_out_as_they_went_in(store: PostgresStore, database: Database)
 
 def test_rows_and_mark_move_together_and_survive_a_restart(store: PostgresStore, database: Database) -> None:
     after = write(store, f.outcome(results_offset=4), f.outcome(results_offset=9))
-    assert PostgresStore(database).open(PARTITION) == after == Mark(2, {"results": 9})
+    assert PostgresStore(database, consents()).open(PARTITION) == after == Mark(2, {"results": 9})
 
 
 def test_a_batch_on_top_of_another_mark_is_refused_whole(store: PostgresStore, database: Database) -> None:
@@ -229,12 +230,12 @@ class Running:
     def __init__(self, database: Database, limits: Limits = WIDE) -> None:
         self.broker = InMemoryBroker({OUTCOMES: 1, dead_letter_topic(OUTCOMES): 1})
         self.metrics = Metrics()
-        self.flow = Flow(
+        self.flow: Flow[AnyRow] = Flow(
             name=NAME,
             consumer=self.broker.consumer(NAME),
             topics=[OUTCOMES],
-            decode=lambda record: decode_row(record, 0.7),
-            store=PostgresStore(database),
+            decode=postgres_decoder(),
+            store=PostgresStore(database, consents()),
             limits=limits,
             total_bytes=10**9,
             publisher=self.broker.publisher(),

@@ -18,11 +18,12 @@ from sinks.arrow_schemas import SCHEMAS
 from sinks.flow import Fenced
 from sinks.lake_rows import observation_entry, outcome_entry
 from sinks.marks import Buffer, Limits, Mark, Partition
-from sinks.parquet import ParquetStore, decode_row
+from sinks.parquet import ParquetStore
 from sinks.parquet_files import file_key, newest_file, read_column, read_mark, start_of
 from sinks.rows import Row
 from sinks.storage import FolderStorage, StoredFile
 from tests import factories as f
+from tests.sink_case import parquet_decoder, protection
 
 PARTITION = Partition(OUTCOMES, 3)
 WIDE = Limits(rows=1000, size_bytes=10**9, age_s=10)
@@ -36,7 +37,7 @@ def storage(tmp_path: Path) -> FolderStorage:
 
 @pytest.fixture
 def store(storage: FolderStorage) -> ParquetStore:
-    return ParquetStore(storage, Metrics())
+    return ParquetStore(storage, Metrics(), protection())
 
 
 def outcome_record(offset: int, number: int | None = None, *, day: int = 0) -> Record:
@@ -132,7 +133,7 @@ def test_files_are_compressed_and_carry_statistics(store: ParquetStore, storage:
 def test_observations_keep_pictures_byte_for_byte(store: ParquetStore, storage: FolderStorage) -> None:
     topic = accepted_topic(f.DEPLOYMENT)
     buffer = Buffer[Row](Mark(), 0, WIDE)
-    buffer.add(decode_row(f.accepted_record(), {topic: f.DEPLOYMENT}), 0)
+    buffer.add(parquet_decoder({topic: f.DEPLOYMENT})(f.accepted_record()), 0)
     batch = buffer.batch()
     assert batch is not None
     store.write(Partition(topic, 0), batch)

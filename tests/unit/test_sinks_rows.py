@@ -21,7 +21,7 @@ from tests import factories as f
 
 def test_a_row_says_what_was_asked_done_and_how_long_it_took() -> None:
     outcome = f.outcome(results_offset=41)
-    row = inference_row(outcome, f.record(outcome.SerializeToString(), partition=2, offset=77))
+    row = inference_row(outcome, f.record(outcome.SerializeToString(), partition=2, offset=77), "none")
     assert row["id"] == uuid.UUID(outcome.row_id)
     assert (row["customer_id"], row["robot_type"], row["model"]) == (f.CUSTOMER, f.ROBOT_TYPE, f.MODEL)
     assert (row["instruction"], row["instruction_category"]) == (f.INSTRUCTION, "pick")
@@ -45,7 +45,7 @@ def test_a_refusal_says_which_fields_were_wrong() -> None:
         Violation(reason="duplicate"),
     ]
     outcome = f.outcome(rejection=f.rejection(violations=violations))
-    row = inference_row(outcome, f.record(b""))
+    row = inference_row(outcome, f.record(b""), "none")
     assert row["validation_errors"] == {"instruction": "too_short", "image.base": "blank", "request": "duplicate"}
     assert (row["status"], row["code"], row["http_status"]) == ("rejected", "invalid_instruction", 422)
     assert row["actions"] is row["action_vector"] is row["safety_score"] is None
@@ -173,7 +173,7 @@ def test_whatever_a_robot_says_the_row_fits_the_table(
         result=f.inference_result(seed=number, chunk=f.matrix(2, 2, values)),
         safety=SafetyReport(score=score, modified=True, checks={text: score}, violations=[Violation(detail=text)]),
     )
-    row = inference_row(f.outcome(request=summary, chunk=chunk), f.record(b""))
+    row = inference_row(f.outcome(request=summary, chunk=chunk), f.record(b""), "none")
     incident = incident_row(f.outcome(request=summary, chunk=chunk), 0.7)
     assert incident is not None
     for name in ("request_id", "robot_id", "robot_type", "model"):
