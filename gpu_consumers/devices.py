@@ -27,8 +27,11 @@ class Reading:
 
 def choose_device(settings: Settings, card: ModelCard) -> str:
     """The torch name of the device for a deployment. A policy without weights never makes this process load torch."""
-    if not card.weights:
-        return "cpu"
+    return best_device(settings) if card.weights else "cpu"
+
+
+def best_device(settings: Settings) -> str:
+    """The torch name of the GPU that the settings name, the CPU where there is none."""
     import torch
 
     torch.set_num_threads(settings.torch_threads)
