@@ -15,26 +15,35 @@ import orjson
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from ingest_api import history, monitoring, openapi, problems
+from ingest_api import analytics, consent, episodes, feedback, history, monitoring, openapi, problems, search
 from ingest_api.admission import Admission
+from ingest_api.consent import ConsentBody
 from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
+from ingest_api.episodes import EpisodeBody
 from ingest_api.federation import Target, merge, scrape
+from ingest_api.feedback import FeedbackBody, FeedbackFields
 from ingest_api.gateway import Gateway
 from ingest_api.health import Health
 from ingest_api.history import History
 from ingest_api.inference import InferenceRoute
 from ingest_api.keys import KeyRing
 from ingest_api.middleware import Measured
+from ingest_api.reading import Reader
 from ingest_api.safety import SafetyRoute
+from ingest_api.search import QueryEmbedder
+from runtime.consent import ConsentList
 from runtime.metrics import CONTENT_TYPE, Metrics
 from runtime.publisher import PublisherPort
 from runtime.settings import Settings
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet
+from schemas.topics import Topic
 
 TITLE = "vlastream"
 _DESCRIPTION = "Actions for robots from vision-language-action models. Every error is a problem document (RFC 9457)."
+#: Of the routes that name the schema of theirs.
+_BODIES = (EpisodeBody, FeedbackBody, FeedbackFields, ConsentBody)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +58,10 @@ class Services:
     history: History
     health: Health
     publisher: PublisherPort
+    reader: Reader
+    embedder: QueryEmbedder
+    consents: ConsentList
+    topics: list[Topic]
     federate_targets: Callable[[], list[Target]]
 
 
@@ -72,7 +85,8 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     problems.install(app)
     app.add_middleware(Measured, metrics=services.metrics)
     app.include_router(_work(settings, services))
-    app.include_router(history.build_router(services.keys, services.history))
+    app.include_router(history.build_router(services.keys, services.history, services.reader))
+    app.include_router(_data(services))
     app.include_router(monitoring.build_router(services.cards, services.workers))
     app.include_router(_operation(services, scraper))
     app.openapi = partial(_document, app)  # type: ignore[method-assign]
@@ -135,6 +149,21 @@ def _work(settings: Settings, services: Services) -> APIRouter:
     return router
 
 
+def _data(services: Services) -> APIRouter:
+    """What customers say afterwards, and what they find out of what was kept."""
+    router = APIRouter()
+    keys, publisher, reader = services.keys, services.publisher, services.reader
+    router.include_router(episodes.build_router(keys, publisher, reader))
+    router.include_router(feedback.build_router(keys, publisher, reader))
+    router.include_router(search.build_router(keys, reader, services.embedder))
+    router.include_router(analytics.build_router(keys, reader))
+    routes = consent.ConsentRoutes(
+        keys=keys, publisher=publisher, reader=reader, consents=services.consents, topics=services.topics
+    )
+    router.include_router(consent.build_router(routes))
+    return router
+
+
 def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
     """What operators and their machines ask."""
     router = APIRouter(tags=["operation"])
@@ -145,7 +174,8 @@ def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
         paths = {
             "docs": "/docs", "openapi": "/openapi.json", "inference": "/v1/inference", "models": "/v1/models",
             "safety": "/v1/safety/evaluate", "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
-            "stop and resume": "/v1/control",
+            "stop and resume": "/v1/control", "episodes": "/v1/episodes", "feedback": "/v1/feedback",
+            "search": "/v1/search/instructions", "analytics": "/v1/analytics/usage",
             "health": "/health", "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
         }  # fmt: skip
         return {"name": TITLE, "version": _version(), "links": paths}
@@ -184,7 +214,7 @@ def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
 def _document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        own = openapi.components()
+        own = openapi.components(_BODIES)
         parts = document.setdefault("components", {})
         for name, content in own.items():
             parts.setdefault(name, {}).update(content)

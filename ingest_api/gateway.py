@@ -25,8 +25,9 @@ _LONGEST_HEADER_ID = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request on its way out. `value` is an InferenceRequest, `robot_id` its key."""
+    """A request on its way out. `value` is the message of `topic`, `robot_id` its key (empty: none)."""
 
+    topic: str = REQUESTS
     value: bytes
     robot_id: bytes
     request_id: str
@@ -143,9 +144,9 @@ class KafkaGateway:
 
         try:
             self._publisher.publish(
-                REQUESTS,
+                question.topic,
                 question.value,
-                key=question.robot_id,
+                key=question.robot_id or None,
                 headers=self._headers(question, correlation_id),
                 on_delivery=report,
             )

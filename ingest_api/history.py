@@ -1,17 +1,23 @@
-"""GET /v1/inferences/{request_id}: what became of a request, from the rows that the sink wrote."""
+"""GET /v1/inferences: what became of requests, from the rows that the sink wrote."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Protocol
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import select
+from pydantic import Field
+from sqlalchemy import Select, literal, select, tuple_
 
 from ingest_api import openapi
 from ingest_api.keys import KeyRing
 from ingest_api.problems import Problem
+from ingest_api.query import Name, Span, described, parse_query
+from ingest_api.reading import Reader, answer, read
 from runtime.database import Database
 from runtime.tables import inference_log
 from schemas.codes import Code
@@ -24,6 +30,10 @@ _COLUMNS = (
     "http_status", "validation_errors", "latency_total_ms", "latency_queue_ms", "latency_gpu_ms", "consent_tier",
     "created_at", "decided_at",
 )  # fmt: skip
+#: Of a list: without the chunks.
+_LISTED = tuple(name for name in _COLUMNS if name not in ("actions", "safety_flags"))
+#: Time of the last row in milliseconds, and its id. Rows are in milliseconds, as the broker's times are.
+_CURSOR = re.compile(r"^\d{1,14}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 
 
 class History(Protocol):
@@ -47,8 +57,61 @@ class PostgresHistory:
             return [dict(zip(_COLUMNS, row, strict=True)) for row in connection.execute(query)]
 
 
-def build_router(keys: KeyRing, history: History) -> APIRouter:
+class InferenceList(Span):
+    """Which of the customer's requests."""
+
+    robot_id: Name | None = Field(default=None, description="of this robot only")
+    robot_type: Name | None = Field(default=None, description="of this robot type only")
+    episode_id: Name | None = Field(default=None, description="of this episode only")
+    status: Name | None = Field(default=None, description="success, safety_rejected, timeout, rejected, error, ...")
+    code: Name | None = Field(default=None, description="refused with this code")
+    cursor: Annotated[str, Field(pattern=_CURSOR.pattern)] | None = Field(
+        default=None, description="`next` of the page before"
+    )
+
+
+def page_query(wanted: InferenceList, customer_id: str) -> Select[Any]:
+    """One row more than a page has, so that it is known whether another one follows."""
+    log = inference_log.c
+    query = select(log.id, *(log[name] for name in _LISTED)).where(log.customer_id == customer_id)
+    for name in ("robot_id", "robot_type", "episode_id", "status", "code"):
+        if (value := getattr(wanted, name)) is not None:
+            query = query.where(log[name] == value)
+    if wanted.since is not None:
+        query = query.where(log.created_at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(log.created_at < wanted.until)
+    if wanted.cursor is not None:
+        milliseconds, _, row_id = wanted.cursor.partition("-")
+        place = tuple_(literal(timestamp_of(int(milliseconds))), literal(uuid.UUID(row_id)))
+        query = query.where(tuple_(log.created_at, log.id) < place)
+    return query.order_by(log.created_at.desc(), log.id.desc()).limit(wanted.limit + 1)
+
+
+def timestamp_of(milliseconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+
+
+def build_router(keys: KeyRing, history: History, reader: Reader) -> APIRouter:
     router = APIRouter()
+
+    @router.get(
+        "/v1/inferences",
+        tags=["inference"],
+        summary="Your requests, newest first",
+        response_class=Response,
+        responses={**openapi.json_answer("InferencePage", "one page"), **openapi.problems(400, 401, 403, 503)},
+        openapi_extra={**openapi.SECURED, "parameters": described(InferenceList)},
+    )
+    async def listed(request: Request) -> Response:
+        key = await keys.authenticate(request.headers.get("authorization"))
+        wanted = parse_query(request, InferenceList)
+        rows = await read(reader, page_query(wanted, key.customer_id))
+        page, following = rows[: wanted.limit], None
+        if len(rows) > wanted.limit:
+            last = page[-1]
+            following = f"{round(last['created_at'].timestamp() * 1000)}-{last['id']}"
+        return answer({"inferences": page, "next": following})
 
     @router.get(
         "/v1/inferences/{request_id}",

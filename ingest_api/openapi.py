@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from ingest_api.control import ControlBody
 from ingest_api.problems import MEDIA_TYPE
@@ -139,6 +142,56 @@ INFERENCES_SCHEMA: dict[str, Any] = {
     },
 }
 
+
+def _rows(name: str, description: str, **others: dict[str, Any]) -> dict[str, Any]:
+    """An object with a list of rows under `name`."""
+    rows = {"type": "array", "description": description, "items": {"type": "object"}}
+    return {"type": "object", "required": [name, *others], "properties": {name: rows, **others}}
+
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
+_COUNT: dict[str, Any] = {"type": "integer"}
+_FLAG: dict[str, Any] = {"type": "boolean"}
+DATA_SCHEMAS: dict[str, Any] = {
+    "Recorded": {"type": "object", "required": ["id", "record"], "properties": {"id": _TEXT, "record": _TEXT}},
+    "Episodes": _rows("episodes", "rows of the table episodes"),
+    "FeedbackRows": _rows("feedback", "rows of the table feedback"),
+    "FeedbackStats": _rows("types", "by feedback_type", count=_COUNT, success_rate={"type": ["number", "null"]}),
+    "Matches": _rows("matches", "nearest first, with `similarity`, the cosine"),
+    "InferencePage": _rows("inferences", "rows of inference_log, newest first", next=_MAYBE_TEXT),
+    "Figures": _rows("rows", "one object each"),
+    "ConsentHistory": _rows("changes", "rows of the table consent_audit"),
+    "Consent": {
+        "type": "object",
+        "required": ["customer_id", "tier", "version", "anonymization_level"],
+        "properties": {
+            "customer_id": _TEXT,
+            "tier": {"type": "string", "enum": ["none", "metadata", "full"]},
+            "version": _COUNT,
+            "consented_at": _MAYBE_TEXT,
+            "expires_at": _MAYBE_TEXT,
+            "anonymization_level": {"type": "string", "enum": ["none", "partial", "full"]},
+            "can_store_embeddings": _FLAG,
+            "can_store_images": _FLAG,
+            "can_use_for_training": _FLAG,
+        },
+    },
+    "Erasure": {
+        "type": "object",
+        "required": ["customer_id", "state", "kafka"],
+        "properties": {
+            "customer_id": _TEXT,
+            "state": {"type": "string", "enum": ["none", "pending", "done"]},
+            "erased_before": _MAYBE_TEXT,
+            "asked_before": _TEXT,
+            "removed": {"type": ["object", "null"], "description": "rows, files and entries that were removed"},
+            "finished_at": _MAYBE_TEXT,
+            "kafka": {"type": "array", "description": "what the log holds until then", "items": {"type": "object"}},
+        },
+    },
+}
+
 _PROBLEMS = {
     400: "not JSON, a wrong type, a missing or an unknown field",
     401: "no valid key",
@@ -203,6 +256,14 @@ def safety_body(cards: CardSet) -> dict[str, Any]:
     return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
+def json_body(schema: str, example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`openapi_extra` of a route that takes a key and a body of this component schema."""
+    content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    if example is not None:
+        content["example"] = example
+    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+
+
 def control_body() -> dict[str, Any]:
     """`openapi_extra` of POST /v1/control."""
     example = {
@@ -224,11 +285,16 @@ def _stillness(card: EmbodimentCard) -> dict[str, Any]:
     return {"robot_type": card.robot_type, "action": action, "mode": "reject"}
 
 
-def components() -> dict[str, Any]:
-    """Schemas and the security scheme, to be merged into the document's components."""
+def components(bodies: Sequence[type[BaseModel]] = ()) -> dict[str, Any]:
+    """Schemas and the security scheme, to be merged into the document's components.
+
+    bodies: of the routes that name theirs by `json_body`.
+    """
     schemas: dict[str, Any] = {"Problem": PROBLEM_SCHEMA, "SafetyReport": SAFETY_SCHEMA, "ActionChunk": CHUNK_SCHEMA}
     schemas |= {"Control": CONTROL_SCHEMA, "SafetyVerdict": VERDICT_SCHEMA, "Inferences": INFERENCES_SCHEMA}
-    for model in (InferenceBody, SafetyBody, ControlBody):
+    schemas |= DATA_SCHEMAS
+    models: list[type[BaseModel]] = [InferenceBody, SafetyBody, ControlBody, *bodies]
+    for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -24,6 +24,9 @@ from ingest_api.health import Dependency, Health
 from ingest_api.history import PostgresHistory
 from ingest_api.key_stores import PostgresKeys, ValkeyKeys
 from ingest_api.keys import KeyRing
+from ingest_api.reading import PostgresReader
+from ingest_api.search import KafkaQueryEmbedder
+from runtime.consent import ConsentList
 from runtime.database import connect
 from runtime.errors import Fatal, Unavailable
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
@@ -31,10 +34,11 @@ from runtime.lifecycle import Lifecycle
 from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
+from runtime.topic_admin import declared_topics
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import CardError, load_cards
-from schemas.topics import REPLIES, REQUESTS, WORKERS
+from schemas.topics import CONSENT, REPLIES, REQUESTS, WORKERS
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ class _Way:
     """What stands between this process and Kafka."""
 
     gateway: KafkaGateway
-    view: CompactedView
+    views: list[CompactedView]
     producer: Producer
 
 
@@ -82,10 +86,15 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     producer = build_producer(
         settings, client_id, queue_bytes=settings.inference_queue_max_bytes + _OTHER_RECORDS_BYTES
     )
-    publisher = Publisher(producer, metrics)
+    publisher = Publisher(producer, metrics, lifecycle.fail)
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     workers = LiveWorkers(settings.worker_timeout_s)
-    view = CompactedView(partial(build_consumer, settings, f"{client_id}-view", group=None), WORKERS, workers.update)
+    consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
+    build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
+    views = [
+        CompactedView(build_view_consumer, WORKERS, workers.update),
+        CompactedView(build_view_consumer, CONSENT, consents.update),
+    ]
     gateway = KafkaGateway(
         publisher=publisher,
         build_consumer=partial(_reply_consumer, settings, f"{client_id}-replies"),
@@ -110,7 +119,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
 
     def waiting_for() -> list[str]:
         reasons = ["stopping"] if lifecycle.stopping.is_set() else []
-        return [*reasons, *([] if view.ready else ["views"]), *gateway.waiting_for]
+        return [*reasons, *([] if all(view.ready for view in views) else ["views"]), *gateway.waiting_for]
 
     health = Health(
         dependencies={
@@ -132,9 +141,13 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         history=PostgresHistory(database),
         health=health,
         publisher=publisher,
+        reader=PostgresReader(database),
+        embedder=KafkaQueryEmbedder(gateway),
+        consents=consents,
+        topics=list(declared_topics(settings)),
         federate_targets=partial(targets_of, settings),
     )
-    way = _Way(gateway=gateway, view=view, producer=producer)
+    way = _Way(gateway=gateway, views=views, producer=producer)
     connecting = asyncio.create_task(_connect(settings, lifecycle, way))
     started = time.monotonic()
     metrics.uptime.set_function(lambda: time.monotonic() - started)
@@ -214,8 +227,9 @@ async def _connect(settings: Settings, lifecycle: Lifecycle, way: _Way) -> None:
     """Bring up the way through Kafka behind a server that already answers /livez and /health."""
     try:
         await _until_available(lifecycle, lambda: wait_for_kafka(settings, timeout_s=2.0))
-        way.view.start()
-        lifecycle.on_close("view", way.view.close)
+        for view in way.views:
+            view.start()
+            lifecycle.on_close("view", view.close)
         # The first request shall find the leader of its partition known.
         await _until_available(lifecycle, lambda: _know_topic(way.producer, REQUESTS))
         loop = asyncio.get_running_loop()

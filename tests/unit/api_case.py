@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from pydantic import SecretStr
+from sqlalchemy import Executable
 
 from ingest_api.app import Services, create_app
 from ingest_api.federation import Target
@@ -20,10 +21,12 @@ from ingest_api.health import Dependency, Health
 from ingest_api.key_stores import KeyRecord
 from ingest_api.keys import KeyRing, hash_key
 from ingest_api.replies import Reply
+from runtime.consent import ConsentList
 from runtime.errors import Unavailable
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.testing import InMemoryBroker
+from runtime.topic_admin import declared_topics
 from runtime.workers import LiveWorkers
 from schemas.messages import (
     ActionChunk,
@@ -37,7 +40,7 @@ from schemas.messages import (
     StageTimes,
     WorkerHeartbeat,
 )
-from schemas.topics import CONTROL
+from schemas.topics import CONSENT, CONTROL, EPISODES, FEEDBACK
 from tests.cards import cards
 from tests.pictures import jpeg
 
@@ -151,6 +154,31 @@ class ListedHistory:
         return self.rows.get((customer_id, request_id), [])
 
 
+class ListedRows:
+    """Answers every statement with the same rows, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+        self.asked: list[Executable] = []
+        self.away = False
+
+    def rows(self, statement: Executable, settings: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+        if self.away:
+            raise Unavailable("away")
+        self.asked.append(statement)
+        return [dict(row) for row in self.found]
+
+
+class ScriptedEmbedder:
+    def __init__(self) -> None:
+        self.away = False
+
+    async def embed(self, text: str, customer_id: str) -> list[float]:
+        if self.away:
+            raise Unavailable("no embedder answers")
+        return [1.0] + [0.0] * 383
+
+
 def chunk_outcome(request: InferenceRequest, **changes: Any) -> Outcome:
     """Actions for a request: 4 steps of 3, all marks of time set, a deadline far ahead."""
     fields: dict[str, Any] = {
@@ -206,7 +234,12 @@ class Api:
     workers: LiveWorkers = field(default_factory=lambda: LiveWorkers(3.5, clock=lambda: 0.0, now=lambda: 0.0))
     dependencies: dict[str, Dependency] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
-    broker: InMemoryBroker = field(default_factory=lambda: InMemoryBroker({CONTROL: 1}))
+    broker: InMemoryBroker = field(
+        default_factory=lambda: InMemoryBroker({CONTROL: 1, CONSENT: 1, EPISODES: 2, FEEDBACK: 2})
+    )
+    reader: ListedRows = field(default_factory=ListedRows)
+    embedder: ScriptedEmbedder = field(default_factory=ScriptedEmbedder)
+    consents: ConsentList = field(default_factory=lambda: ConsentList("none", "partial"))
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
@@ -231,6 +264,10 @@ class Api:
             history=self.history,
             health=health,
             publisher=self.publisher,
+            reader=self.reader,
+            embedder=self.embedder,
+            consents=self.consents,
+            topics=list(declared_topics(self.settings)),
             federate_targets=lambda: self.targets,
         )
         self.app = create_app(self.settings, services)
