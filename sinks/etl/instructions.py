@@ -1,0 +1,20 @@
+"""What is one instruction: pure rules."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+#: Cosine above which two instructions count as the same.
+SIMILAR_FROM = 0.95
+_PUNCTUATION = re.compile(r"[^\w\s]", re.UNICODE)
+
+
+def normalised(instruction: str) -> str:
+    """Lower case, without punctuation, one space between words. Idempotent."""
+    return " ".join(_PUNCTUATION.sub("", instruction.lower()).split())
+
+
+def instruction_hash(instruction: str) -> str:
+    """sha256 of the normalised text, lower-case hex."""
+    return hashlib.sha256(normalised(instruction).encode()).hexdigest()
