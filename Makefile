@@ -10,13 +10,16 @@ STAMP := $(VENV)/.installed
 # Installs wheels from hash-pinned files many times faster than pip; itself pinned.
 UV_VERSION := 0.13.9
 UV := $(BIN)/uv --no-config
+# lerobot wants other versions than ours, so it has an environment of its own.
+LEROBOT_VENV := .venv-lerobot
+LEROBOT := lerobot==0.4.4
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test soak check format up down ps bench lock proto clean
+.PHONY: help setup demo test test-export soak check format up down ps bench lock proto clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Install everything into .venv (once; a second run does nothing)
 
@@ -34,6 +37,11 @@ demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the
 
 test: $(STAMP) ## Run all tests: unit, contract, integration, end to end
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-export: $(STAMP) ## Load an exported dataset with lerobot itself (installs it, some 6 GB); DATASET=folder for yours
+	@test -x $(LEROBOT_VENV)/bin/python || $(PYTHON) -m venv $(LEROBOT_VENV)
+	@$(UV) pip install --quiet --python $(LEROBOT_VENV)/bin/python $(LEROBOT)
+	@$(BIN)/python -m tests.lerobot.check --python $(LEROBOT_VENV)/bin/python $(if $(DATASET),--dataset $(DATASET))
 
 soak: $(STAMP) ## Break everything under load for 30 minutes, and check every promise
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
@@ -68,4 +76,4 @@ proto: $(STAMP) ## Generate the message classes from schemas/vla/v1/*.proto
 	@$(BIN)/python -m schemas.generate
 
 clean: ## Remove the environment and the embedded stack's data
-	@rm -rf $(VENV) .vlastream
+	@rm -rf $(VENV) $(LEROBOT_VENV) .vlastream

@@ -175,10 +175,13 @@ def _instruction_tokens() -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, masks
 
 
-def loss_of(
-    model: PI0ForConditionalGeneration, heads: AuxiliaryHeads, batch: dict[str, torch.Tensor], noises: int = 2
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flow loss and auxiliary loss of a batch; the prefix is computed once and shared by `noises` samples."""
+def flow_loss(
+    model: PI0ForConditionalGeneration, batch: dict[str, torch.Tensor], noises: int = 2
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Flow loss of a batch, and the language model's hidden states after each layer.
+
+    The prefix is computed once and shared by `noises` samples. batch: as `Demonstrations.next` gives it.
+    """
     mask = batch["mask"]
     cameras = torch.ones(batch["images"].shape[:2], dtype=torch.bool)
     prefix = model.model.embed_prefix(batch["tokens"], batch["images"], cameras)
@@ -197,8 +200,15 @@ def loss_of(
         output = model(state=batch["state"], actions=batch["actions"], attention_mask=mask, past_key_values=cache)
         flow = flow + output.loss.mean()
         cache.crop(length)
-    auxiliary = heads.loss(outputs.hidden_states[1], outputs.hidden_states[2], mask, batch["xy"])
-    return flow / noises, auxiliary
+    return flow / noises, outputs.hidden_states
+
+
+def loss_of(
+    model: PI0ForConditionalGeneration, heads: AuxiliaryHeads, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flow loss and auxiliary loss of a batch."""
+    flow, hidden = flow_loss(model, batch)
+    return flow, heads.loss(hidden[1], hidden[2], batch["mask"], batch["xy"])
 
 
 def learning_rate(step: int, steps: int, peak: float = 1.5e-3, warm_up: int = 200) -> float:
