@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from examples.demo import summary, written
+from examples.demo import kept, summary, written
+from examples.demo.customers import introduce
 from examples.demo.evaluation import CardFigures, read_card
 from examples.demo.run import FleetRun, Options
 from examples.demo.stack_access import Stack, ensure_up, stop
@@ -19,6 +21,7 @@ from sinks.books import Books, read_books
 
 STACK_FILE = Path(".vlastream/stack.json")
 FILM_FOLDER = Path(".vlastream/demo")
+DATASET_FOLDER = FILM_FOLDER / "dataset"
 #: What the sinks get to write what is still on its way when the fleet is done.
 BOOKS_WAIT_S = 60.0
 
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Options, stack: Stack, card: CardFigures, console: Console) -> list[str]:
     """Let the fleet work and show what came of it; returns why the demo failed, empty if it did not."""
-    fleet = FleetRun(options, stack, STACK_FILE, console)
+    began = datetime.now(UTC)
+    customers = introduce(stack, console.print)
+    fleet = FleetRun(options, stack, customers, STACK_FILE, console)
     asyncio.run(fleet.run())
     summary.show(console, fleet.logbook, card, fleet.elapsed_s)
     console.print("waiting for the sinks to write what is still on its way")
@@ -62,7 +67,11 @@ def _run(options: Options, stack: Stack, card: CardFigures, console: Console) ->
         console.print(f"one episode, {fleet.film.instruction!r}: {paths[0]} and {paths[1]}")
     if books is not None:
         console.print(f"[bold]the books[/]\n{books.explain()}", soft_wrap=True)
-    return summary.problems(fleet.logbook.episodes, card, books)
+    console.print("waiting for the embedder")
+    found = kept.wait_for_vectors(stack.database, customers, began)
+    kept.show(console, customers, found)
+    kept.export(console, stack, DATASET_FOLDER, console.print)
+    return [*summary.problems(fleet.logbook.episodes, card, books), *kept.problems(customers, found)]
 
 
 def _books(stack: Stack, console: Console) -> Books | None:
@@ -78,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add: Callable[..., Any] = parser.add_argument
     add("--robots", type=int, default=8, help="robots in the fleet (%(default)s)")
     add("--direct", type=int, default=2, help="how many of them produce to Kafka themselves (%(default)s)")
+    add("--guests", type=int, default=2, help="how many of the others belong to who never consented (%(default)s)")
     add("--seconds", type=float, default=60.0, help="no episode is begun after this (%(default)s)")
     add("--episodes", type=int, default=None, help="episodes of each robot (as many as there is time for)")
     add("--speed", type=float, default=1.0, help="times as fast as the robots' own 10 Hz (%(default)s)")

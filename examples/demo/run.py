@@ -14,6 +14,7 @@ from rich.console import Console
 
 from examples.demo import live
 from examples.demo.cameras import Cameras
+from examples.demo.customers import Customers
 from examples.demo.film import Film
 from examples.demo.fleet import Pace, Robot
 from examples.demo.record import Logbook, RobotStatus
@@ -38,6 +39,8 @@ class Options:
     robots: int
     #: How many of the robots produce to Kafka themselves.
     direct: int
+    #: How many of the others belong to a customer who has allowed nothing.
+    guests: int
     #: No episode is begun after this.
     seconds: float
     #: Episodes of each robot; None: as many as there is time for.
@@ -55,9 +58,12 @@ class Options:
 class FleetRun:
     """One run of the fleet; what it did stands in the logbook and on the film."""
 
-    def __init__(self, options: Options, stack: Stack, stack_file: Path, console: Console) -> None:
+    def __init__(
+        self, options: Options, stack: Stack, customers: Customers, stack_file: Path, console: Console
+    ) -> None:
         self._options = options
         self._stack = stack
+        self._customers = customers
         self._stack_file = stack_file
         self._console = console
         self._hold = _hold_rule(stack)
@@ -100,14 +106,17 @@ class FleetRun:
         return self.elapsed_s < self._options.seconds
 
     async def _robot(self, number: int, cameras: Cameras, opened: AsyncExitStack) -> Robot:
-        """Robot `number` from 1, connected; the last ones of the fleet produce directly."""
+        """Robot `number` from 1, connected; the last ones produce directly, before them come the guests."""
         options, stack, name = self._options, self._stack, _name(number)
-        direct = number > options.robots - options.direct
+        over_rest = options.robots - options.direct
+        direct = number > over_rest
         transport: Transport
         if direct:
             transport = KafkaTransport(stack.kafka, fleet=FLEET, robot_id=name, frame_lifetime_ms=options.ttl_ms)
         else:
-            transport = RestTransport(stack.api, stack.api_key)
+            guest = number > over_rest - options.guests
+            customer = self._customers.guest if guest else self._customers.owner
+            transport = RestTransport(stack.api, customer.api_key)
         client = AsyncRobotClient(transport, robot_id=name, robot_type=ROBOT_TYPE)
         await opened.enter_async_context(client)
         status = RobotStatus(name, "Kafka" if direct else "REST")

@@ -22,8 +22,6 @@ from runtime.stack.stack import is_running
 
 #: The fleet whose robots produce to Kafka themselves; the embedded stack has it in its settings.
 FLEET = "demo"
-#: What the demo wants of a stack that it starts: the fleet's consent to keep its images for training.
-ENVIRONMENT = {"DEFAULT_CONSENT_TIER": "full"}
 READY_TIMEOUT_S = 120.0
 POLL_S = 0.5
 #: What a stop may take before the demo stops waiting for it.
@@ -99,7 +97,7 @@ def ensure_up(path: Path, say: Callable[[str], None]) -> tuple[Stack, bool]:
     if stack is None:
         say("starting the embedded stack: Kafka, Postgres, Valkey, S3 and every role")
         # Its own output is its progress.
-        done = subprocess.run([sys.executable, "-m", "runtime.cli", "up"], env={**os.environ, **ENVIRONMENT})
+        done = subprocess.run([sys.executable, "-m", "runtime.cli", "up"])
         if done.returncode:
             raise Fatal(f"`vlastream up` ended with status {done.returncode}: what it says above tells why")
     end = time.monotonic() + READY_TIMEOUT_S

@@ -15,6 +15,7 @@ import psutil
 
 from runtime.errors import Fatal
 from runtime.lifecycle import Deadline
+from runtime.settings import load_settings
 from runtime.stack.component import Say
 from runtime.stack.identity import Identity, end_processes
 from runtime.stack.layout import Layout, read_json
@@ -22,6 +23,7 @@ from runtime.stack.roles import answers_ready
 from runtime.stack.stack import Stack, is_running
 
 FOLDER = Path(".vlastream")
+_DEMO_TOWER = Path(__file__).resolve().parents[2] / "examples" / "tabletop" / "vision_tower"
 #: Last line on the progress pipe of a background start that went well.
 _UP = "up"
 _STOP_TIMEOUT_S = 75.0
@@ -53,9 +55,15 @@ def up(*, foreground: bool = False, folder: Path = FOLDER, api_port: int = 8000,
     return 0
 
 
+def _demo_models() -> dict[str, str]:
+    """The demo's own vision tower, unless an image model is chosen: CLIP's weights come with no package."""
+    chosen = "image_embedding_model" in load_settings().model_fields_set
+    return {} if chosen or not _DEMO_TOWER.is_dir() else {"IMAGE_EMBEDDING_MODEL": str(_DEMO_TOWER)}
+
+
 def run_supervisor(layout: Layout, *, api_port: int, say: Say, told: Say | None = None) -> None:
     """Be the supervisor until a signal. `told` hears the word `up` once the stack serves. Raises Fatal."""
-    stack = Stack(layout, api_port=api_port, say=say)
+    stack = Stack(layout, env=_demo_models(), api_port=api_port, say=say)
 
     def handle(signum: int, frame: FrameType | None) -> None:
         stack.request_stop()

@@ -40,12 +40,19 @@ class SetupStep:
     makes_secret: str | None = None
 
 
-ROLES = (
+#: What a request goes through, and what writes it down.
+ROBOT_PATH = (
     Role("api", vlastream("api"), serves_api=True),
     Role("gate", vlastream("gate"), count=2),
     Role("gpu", vlastream("gpu"), env={"OMP_NUM_THREADS": "1"}),
     Role("sink postgres", vlastream("sink", "postgres")),
     Role("sink parquet", vlastream("sink", "parquet")),
+)
+#: The same, and what works on what was written down.
+ROLES = (
+    *ROBOT_PATH,
+    Role("embedder", vlastream("embedder"), env={"OMP_NUM_THREADS": "1"}),
+    Role("etl", vlastream("etl", "serve")),
 )
 
 SETUP_STEPS = (

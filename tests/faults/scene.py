@@ -18,7 +18,7 @@ from gpu_consumers.pipeline import group_of
 from runtime.settings import Settings
 from runtime.stack.component import Say
 from runtime.stack.layout import Layout, free_port
-from runtime.stack.roles import ROLES, answers_ready, vlastream
+from runtime.stack.roles import ROBOT_PATH, answers_ready, vlastream
 from runtime.stack.stack import Stack
 from tests.cards import embodiment, model
 from tests.e2e.running_stack import RunningStack
@@ -48,7 +48,7 @@ def fault_stack(folder: Path, say: Say = print, *, session_timeout_ms: int | Non
     }
     if session_timeout_ms is not None:
         environment["KAFKA_SESSION_TIMEOUT_MS"] = str(session_timeout_ms)
-    roles = [replace(role, count=2) if role.name == "gpu" else role for role in ROLES]
+    roles = [replace(role, count=2) if role.name == "gpu" else role for role in ROBOT_PATH]
     layout = Layout(folder / "stack")
     with Stack(layout, roles=roles, env=environment, say=say) as stack:
         yield RunningStack(layout, stack)
@@ -87,7 +87,7 @@ class Scene:
     @property
     def expected(self) -> list[str]:
         servers = ["kafka", "postgres", "valkey", "s3"]
-        return servers + [role.name for role in ROLES for _ in range(2 if role.name == "gpu" else role.count)]
+        return servers + [role.name for role in ROBOT_PATH for _ in range(2 if role.name == "gpu" else role.count)]
 
     @contextmanager
     def more_gpu_workers(self, count: int) -> Iterator[None]:
