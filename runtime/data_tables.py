@@ -76,7 +76,8 @@ robot_performance_metrics = Table(
     Index("robot_performance_metrics_by_date", text("date DESC")),
 )
 
-#: One row for each instruction that consented requests used, by the hash of its normalised text. Written by the ETL.
+#: One row for each instruction that consented requests used, by the hash of its normalised text. Begun by the
+#: sink as embeddings come, put right by the ETL.
 instruction_analytics = Table(
     "instruction_analytics",
     metadata,

@@ -24,6 +24,7 @@ from runtime.data_tables import (
     pending_embeddings,
 )
 from runtime.tables import inference_log
+from sinks.instruction_uses import count_uses
 from sinks.rows import Row
 
 
@@ -71,7 +72,8 @@ def merge_pending(connection: Connection, ids: Sequence[uuid.UUID]) -> None:
         .where(inference_log.c.id == pending_embeddings.c.id, inference_log.c.id.in_(ids))
         .values(instruction_embedding=pending_embeddings.c.instruction_embedding)
     )
-    connection.execute(delete(pending_embeddings).where(pending_embeddings.c.id.in_(ids)))
+    merged = delete(pending_embeddings).where(pending_embeddings.c.id.in_(ids)).returning(pending_embeddings.c.id)
+    count_uses(connection, connection.execute(merged).scalars().all())
 
 
 def lock_partition(connection: Connection, number: int) -> None:
@@ -98,6 +100,7 @@ def _write_embeddings(connection: Connection, rows: Sequence[DataRow]) -> None:
             .values(instruction_embedding=bindparam("vector")),
             [{"row_id": row_id, "vector": vectors[row_id]["instruction_embedding"]} for row_id in known],
         )
+        count_uses(connection, list(known))
     waiting = [row for row_id, row in vectors.items() if row_id not in known]
     if waiting:
         connection.execute(insert(pending_embeddings).on_conflict_do_nothing(), waiting)

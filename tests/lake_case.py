@@ -14,6 +14,7 @@ from runtime.metrics import Metrics
 from schemas import headers as h
 from schemas.messages import (
     ActionMatrix,
+    Embedding,
     EpisodeEvent,
     EpisodeKind,
     Feedback,
@@ -23,7 +24,7 @@ from schemas.messages import (
     RequestSummary,
     SourceRecord,
 )
-from schemas.topics import EPISODES, FEEDBACK, OUTCOMES, REQUESTS, accepted_topic
+from schemas.topics import EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, REQUESTS, accepted_topic
 from sinks.flow import Skip
 from sinks.lake_reader import Lake
 from sinks.marks import Buffer, Limits, Partition
@@ -126,7 +127,9 @@ class LakeFolder:
             executed=executed if tier != "none" else None,
         )
         kind = (
-            {"rejection": f.rejection(refused)} if refused else {"chunk": f.action_chunk(actions=chunk or actions(8))}
+            {"rejection": f.rejection(refused, safety=f.safety_report(0.2))}
+            if refused
+            else {"chunk": f.action_chunk(actions=chunk or actions(8))}
         )
         outcome = f.outcome(row_id=row_id, request=summary, results_offset=offset, decided_at_ms=at_ms + 50, **kind)
         self._append(OUTCOMES, outcome.SerializeToString(), at_ms + 60, {}, robot)
@@ -158,9 +161,36 @@ class LakeFolder:
         )
         self._append(FEEDBACK, said.SerializeToString(), f.NOON_MS, {}, robot)
 
+    def embed(self, row_id: str, *, instruction: Sequence[float], image: Sequence[float] = ()) -> None:
+        """The embedder's record on an earlier request."""
+        asked = next(r for r in self.appended if r.topic == ACCEPTED and r.headers[h.ROW_ID] == row_id)
+        robot = (asked.key or b"").decode()
+        found = Embedding(
+            row_id=row_id,
+            customer_id=asked.headers[h.CUSTOMER_ID],
+            robot_id=robot,
+            robot_type=f.ROBOT_TYPE,
+            request_id=asked.headers[h.REQUEST_ID],
+            episode_id="episode-1",
+            consent_tier=asked.headers[h.CONSENT_TIER],
+            requested_at_ms=asked.timestamp_ms,
+            source=SourceRecord(topic=REQUESTS, partition=0, offset=asked.offset),
+            instruction=instruction,
+            instruction_model="all-MiniLM-L6-v2",
+            image=image,
+            image_model="test tower" if image else "",
+            brightness=0.5,
+            accepted_topic=ACCEPTED,
+            accepted_partition=0,
+            accepted_offset=asked.offset,
+        )
+        self._append(EMBEDDINGS, found.SerializeToString(), asked.timestamp_ms, {}, robot)
+
     def write(self) -> Lake:
         """Everything that was appended since the last time, as files; the lake."""
         for topic, records in self._records.items():
+            if topic == EMBEDDINGS:
+                continue
             partition = Partition(topic, 0)
             start = self._written.get(topic, 0)
             buffer = Buffer[Row](self._store.open(partition), start, _LIMITS)

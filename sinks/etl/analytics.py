@@ -9,11 +9,11 @@ from typing import Any
 
 import duckdb
 from sqlalchemy import Connection, Date, cast, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from runtime.data_tables import context_metadata, episodes, feedback, instruction_analytics
 from runtime.tables import inference_log
-from sinks.etl.instructions import SIMILAR_FROM, instruction_hash, normalised
+from sinks.instructions import SIMILAR_FROM, instruction_hash, normalised
 from sinks.lake_reader import Lake
 from sinks.rows import Row, category
 
@@ -86,7 +86,7 @@ def write_instructions(connection: Connection, rows: Sequence[Row]) -> None:
     hashes = [row["instruction_hash"] for row in rows]
     vectors = (
         select(inference_log.c.instruction, inference_log.c.instruction_embedding)
-        .distinct(inference_log.c.instruction)
+        .ext(distinct_on(inference_log.c.instruction))
         .where(
             inference_log.c.instruction.in_([row["instruction"] for row in rows]),
             inference_log.c.instruction_embedding.is_not(None),
