@@ -110,6 +110,13 @@ _database_numbers = itertools.count(1)
 @pytest.fixture
 def fresh_database(postgres_server: Postgres) -> Iterator[str]:
     """DSN of an empty database of this test's own."""
+    with empty_database(postgres_server) as dsn:
+        yield dsn
+
+
+@contextmanager
+def empty_database(postgres_server: Postgres) -> Iterator[str]:
+    """DSN of a new database, gone afterwards."""
     name = f"test_{next(_database_numbers)}"
     with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

@@ -24,7 +24,7 @@ from schemas.messages import (
     RequestSummary,
     SourceRecord,
 )
-from schemas.topics import EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, REQUESTS, accepted_topic
+from schemas.topics import CONSENT, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, REQUESTS, accepted_topic
 from sinks.flow import Skip
 from sinks.lake_reader import Lake
 from sinks.marks import Buffer, Limits, Partition
@@ -109,7 +109,7 @@ class LakeFolder:
             h.REQUESTED_AT_MS: at_ms,
             h.SOURCE: f"{REQUESTS}/0/{offset}",
         }
-        self._append(ACCEPTED, request.SerializeToString(), at_ms, {**f.accepted_headers(), **headers}, robot)
+        self.append(ACCEPTED, request.SerializeToString(), at_ms, robot, {**f.accepted_headers(), **headers})
         summary = f.request_summary(
             request_id=request_id,
             robot_id=robot,
@@ -132,7 +132,7 @@ class LakeFolder:
             else {"chunk": f.action_chunk(actions=chunk or actions(8))}
         )
         outcome = f.outcome(row_id=row_id, request=summary, results_offset=offset, decided_at_ms=at_ms + 50, **kind)
-        self._append(OUTCOMES, outcome.SerializeToString(), at_ms + 60, {}, robot)
+        self.append(OUTCOMES, outcome.SerializeToString(), at_ms + 60, robot)
         return row_id
 
     def end(
@@ -147,7 +147,7 @@ class LakeFolder:
             episode_id=episode,
             success=success,
         )
-        self._append(EPISODES, event.SerializeToString(), f.NOON_MS, {h.CUSTOMER_ID: customer}, robot)
+        self.append(EPISODES, event.SerializeToString(), f.NOON_MS, robot, {h.CUSTOMER_ID: customer})
 
     def correct(self, row_id: str, corrected: ActionMatrix, customer: str = f.CUSTOMER, robot: str = "robot-1") -> None:
         said = Feedback(
@@ -159,7 +159,7 @@ class LakeFolder:
             row_id=row_id,
             corrected=corrected,
         )
-        self._append(FEEDBACK, said.SerializeToString(), f.NOON_MS, {}, robot)
+        self.append(FEEDBACK, said.SerializeToString(), f.NOON_MS, robot)
 
     def embed(self, row_id: str, *, instruction: Sequence[float], image: Sequence[float] = ()) -> None:
         """The embedder's record on an earlier request."""
@@ -184,12 +184,12 @@ class LakeFolder:
             accepted_partition=0,
             accepted_offset=asked.offset,
         )
-        self._append(EMBEDDINGS, found.SerializeToString(), asked.timestamp_ms, {}, robot)
+        self.append(EMBEDDINGS, found.SerializeToString(), asked.timestamp_ms, robot)
 
     def write(self) -> Lake:
         """Everything that was appended since the last time, as files; the lake."""
         for topic, records in self._records.items():
-            if topic == EMBEDDINGS:
+            if topic in (EMBEDDINGS, CONSENT):
                 continue
             partition = Partition(topic, 0)
             start = self._written.get(topic, 0)
@@ -209,10 +209,12 @@ class LakeFolder:
         """What lies in the files."""
         yield from self.lake.dataset(dataset).to_table().to_pylist()
 
-    def _append(self, topic: str, value: bytes, at_ms: int, headers: dict[str, str | int], robot: str) -> None:
+    def append(
+        self, topic: str, value: bytes, at_ms: int, key: str, headers: dict[str, str | int] | None = None
+    ) -> None:
         records = self._records.setdefault(topic, [])
         record = f.record(
-            value, topic=topic, offset=len(records), timestamp_ms=at_ms, headers=headers, key=robot.encode()
+            value, topic=topic, offset=len(records), timestamp_ms=at_ms, headers=headers, key=key.encode()
         )
         records.append(record)
         self.appended.append(record)
