@@ -35,7 +35,6 @@ from sinks.storage import FolderStorage
 from tests import factories as f
 from tests.sink_case import SALT, consents, parquet_decoder
 
-ACCEPTED = accepted_topic(f.DEPLOYMENT)
 _LIMITS = Limits(rows=1000, size_bytes=10**9, age_s=1)
 
 
@@ -48,11 +47,12 @@ def actions(horizon: int, start: float = 0.0, dim: int = 7) -> ActionMatrix:
 class LakeFolder:
     """Everything is appended to the topics in the order in which it is called; `write` lets the sink have it."""
 
-    def __init__(self, folder: Path, allowed: ConsentList | None = None) -> None:
+    def __init__(self, folder: Path, allowed: ConsentList | None = None, deployment: str = f.DEPLOYMENT) -> None:
         self.allowed = allowed if allowed is not None else consents()
         self.storage = FolderStorage(folder)
         self.lake = Lake(self.storage, LocalFileSystem(), str(folder.resolve()))
-        self._decode = parquet_decoder({ACCEPTED: f.DEPLOYMENT}, self.allowed)
+        self._accepted = accepted_topic(deployment)
+        self._decode = parquet_decoder({self._accepted: deployment}, self.allowed)
         self._store = ParquetStore(self.storage, Metrics(), Protection(self.allowed, SALT))
         self._records: dict[str, list[Record]] = {}
         self._written: dict[str, int] = {}
@@ -109,7 +109,7 @@ class LakeFolder:
             h.REQUESTED_AT_MS: at_ms,
             h.SOURCE: f"{REQUESTS}/0/{offset}",
         }
-        self.append(ACCEPTED, request.SerializeToString(), at_ms, robot, {**f.accepted_headers(), **headers})
+        self.append(self._accepted, request.SerializeToString(), at_ms, robot, {**f.accepted_headers(), **headers})
         summary = f.request_summary(
             request_id=request_id,
             robot_id=robot,
@@ -163,7 +163,7 @@ class LakeFolder:
 
     def embed(self, row_id: str, *, instruction: Sequence[float], image: Sequence[float] = ()) -> None:
         """The embedder's record on an earlier request."""
-        asked = next(r for r in self.appended if r.topic == ACCEPTED and r.headers[h.ROW_ID] == row_id)
+        asked = next(r for r in self.appended if r.topic == self._accepted and r.headers[h.ROW_ID] == row_id)
         robot = (asked.key or b"").decode()
         found = Embedding(
             row_id=row_id,
@@ -180,7 +180,7 @@ class LakeFolder:
             image=image,
             image_model="test tower" if image else "",
             brightness=0.5,
-            accepted_topic=ACCEPTED,
+            accepted_topic=self._accepted,
             accepted_partition=0,
             accepted_offset=asked.offset,
         )

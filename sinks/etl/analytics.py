@@ -21,8 +21,8 @@ from sinks.rows import Row, category
 _USES = """
     SELECT instruction, customer_id, robot_type, count(*) AS uses,
            count(*) FILTER (status = 'success') AS succeeded,
-           sum(safety_score) AS safety, count(safety_score) AS checked,
-           sum(latency_total_ms) FILTER (status = 'success') AS latency_ms,
+           exact_sum(safety_score) AS safety, count(safety_score) AS checked,
+           exact_sum(CASE status WHEN 'success' THEN latency_total_ms END) AS latency_ms,
            min(requested_at) AS first_seen, max(requested_at) AS last_seen
     FROM (SELECT DISTINCT ON (row_id) * FROM outcomes WHERE instruction IS NOT NULL)
     GROUP BY ALL ORDER BY first_seen, instruction

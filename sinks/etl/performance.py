@@ -24,11 +24,11 @@ _FIGURES = """
            count(*) FILTER (status = 'success') AS successful_inferences,
            count(*) FILTER (status = 'safety_rejected') AS safety_rejections,
            count(*) FILTER (status NOT IN ('success', 'safety_rejected')) AS failed_inferences,
-           avg(latency_total_ms) FILTER (status = 'success') AS avg_latency_ms,
+           exact_avg(CASE status WHEN 'success' THEN latency_total_ms END) AS avg_latency_ms,
            quantile_cont(latency_total_ms, 0.5) FILTER (status = 'success') AS p50_latency_ms,
            quantile_cont(latency_total_ms, 0.95) FILTER (status = 'success') AS p95_latency_ms,
            quantile_cont(latency_total_ms, 0.99) FILTER (status = 'success') AS p99_latency_ms,
-           avg(safety_score) AS avg_safety_score
+           exact_avg(safety_score) AS avg_safety_score
     FROM day GROUP BY ALL
 """
 _CODES = "SELECT customer_id, robot_type, model, code, count(*) FROM day WHERE code IS NOT NULL GROUP BY ALL"

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from runtime.kafka import build_producer
 from runtime.metrics import Metrics
@@ -34,13 +23,12 @@ from schemas.messages import SourceRecord
 from schemas.topics import OUTCOMES, REQUESTS, accepted_topic, requests_topic
 from sinks.books import read_books
 from sinks.migrate import upgrade
-from tests import cards
 from tests import factories as f
 from tests.embedded import running
+from tests.sink_process import Role, write_cards
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
 FLEET = "fleet-a"
 PARTITIONS = 2
 DEPLOYMENT = "test-model-a"
@@ -56,10 +44,6 @@ def kafka(own_layout: Layout) -> Iterator[str]:
 
 @pytest.fixture
 def environment(kafka: str, fresh_database: str, s3_settings: S3Settings, tmp_path: Path) -> dict[str, str]:
-    for folder, card in (("models", cards.model()), ("embodiments", cards.embodiment())):
-        (tmp_path / "cards" / folder).mkdir(parents=True)
-        text = yaml.safe_dump(card.model_dump(mode="json", exclude={"path"}))
-        (tmp_path / "cards" / folder / "card.yaml").write_text(text)
     return {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "KAFKA_PARTITIONS": str(PARTITIONS),
@@ -71,7 +55,7 @@ def environment(kafka: str, fresh_database: str, s3_settings: S3Settings, tmp_pa
         "S3_SECRET_KEY": s3_settings.secret_key,
         "S3_BUCKET": f"roles-{uuid.uuid4().hex[:12]}",
         "FLEETS": FLEET,
-        "CARDS_DIR": str(tmp_path / "cards"),
+        "CARDS_DIR": str(write_cards(tmp_path / "cards")),
         "PARQUET_FLUSH_INTERVAL_S": "0.5",
         "SINK_FLUSH_INTERVAL_S": "0.1",
         "LOG_FORMAT": "text",
@@ -85,63 +69,6 @@ def settings(environment: dict[str, str]) -> Settings:
     upgrade(settings)
     apply_topics(settings)
     return settings
-
-
-class Role:
-    """One sink as a process of its own."""
-
-    def __init__(self, sink: str, environment: dict[str, str], log: Path) -> None:
-        self._sink = sink
-        self._log = log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._environment = {**os.environ, **environment, "METRICS_PORT": str(self._port), "PYTHONPATH": str(ROOT)}
-        self._process = self._spawn()
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "runtime.cli", "sink", self._sink]
-            return subprocess.Popen(command, env=self._environment, cwd=self._log.parent, stdout=log, stderr=log)
-
-    def wait_ready(self) -> None:
-        def ready() -> bool:
-            assert self._process.poll() is None, self._log.read_text()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/readyz", timeout=2) as answer:
-                    return bool(json.load(answer)["status"] == "ready")
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                return False
-
-        wait_for(ready)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._process = self._spawn()
-
-    def freeze(self) -> None:
-        """It stops where it is, and will not notice that its group has given its partitions away."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def stop(self) -> int:
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=30)
-
-    def restart(self) -> None:
-        assert self.stop() == 0, self._log.read_text()
-        self._process = self._spawn()
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    end = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end
-        pause.wait(0.05)
 
 
 class Traffic:
