@@ -201,6 +201,15 @@ def consent_erase(customer: str, by: str | None, wait_s: float) -> None:
     sys.exit(_run_task("runtime.consent_commands:erase", customer, by=by, wait_s=wait_s, say=click.echo))
 
 
+@main.command()
+@click.option("--date", "days", type=click.DateTime(["%Y-%m-%d"]), multiple=True, help="UTC day; may be repeated")
+@click.option("--dry-run", is_flag=True, help="only say what would be done")
+def compact(days: tuple[datetime, ...], dry_run: bool) -> None:
+    """Merge the lake's small files, of all days up to the day before yesterday. The role `etl` does it every night."""
+    chosen = [day.date() for day in days]
+    sys.exit(_run_task("sinks.compaction:run_compaction", days=chosen, dry_run=dry_run, say=click.echo))
+
+
 @main.group(cls=_InOrder)
 def export() -> None:
     """Datasets out of the lake."""

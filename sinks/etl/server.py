@@ -18,6 +18,7 @@ from runtime.lifecycle import Lifecycle
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
+from sinks.compaction import compact, settled_days
 from sinks.etl.commands import PIPELINES, Etl, open_database
 from sinks.etl.erasures import Erasures
 from sinks.etl.schedule import days_due, is_due
@@ -124,6 +125,7 @@ class Worker:
             self._metrics.etl_last_success.labels("etl").set(time.time())
         if is_due(now, self._settings.retention_schedule_hour, self._retained):
             Retention(self._settings, self._database, self._lake, now).run(dry_run=False, say=_say)
+            compact(self._lake, settled_days(self._lake, now), self._settings.parquet_max_file_bytes, False, _say)
             self._retained = now.date()
             self._metrics.etl_last_success.labels("retention").set(time.time())
 
