@@ -1,4 +1,4 @@
-"""Sinks as processes of their own, for tests that end them in every way."""
+"""Roles as processes of their own, for tests that end them in every way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -33,20 +33,21 @@ def write_cards(folder: Path, model: ModelCard | None = None, embodiment: Embodi
 
 
 class Role:
-    """One sink as a process of its own."""
+    """One sink, or the role that `arguments` of the command line name, as a process of its own."""
 
-    def __init__(self, sink: str, environment: Mapping[str, str], log: Path) -> None:
-        self._sink = sink
+    def __init__(self, sink: str, environment: Mapping[str, str], log: Path, arguments: Sequence[str] = ()) -> None:
+        self._arguments = arguments or ("sink", sink)
         self._log = log
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
+        self.metrics_url = f"http://127.0.0.1:{self._port}/metrics"
         self._environment = {**os.environ, **environment, "METRICS_PORT": str(self._port), "PYTHONPATH": str(ROOT)}
         self._process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "runtime.cli", "sink", self._sink]
+            command = [sys.executable, "-m", "runtime.cli", *self._arguments]
             return subprocess.Popen(command, env=self._environment, cwd=self._log.parent, stdout=log, stderr=log)
 
     def wait_ready(self) -> None:
