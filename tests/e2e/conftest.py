@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,11 @@ from tests.e2e.running_stack import RunningStack
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     layout = Layout(tmp_path_factory.mktemp("stack"))
-    environment = {"DEFAULT_CONSENT_TIER": "full", "PARQUET_FLUSH_INTERVAL_S": "2"}
+    environment = {
+        "DEFAULT_CONSENT_TIER": "full",
+        "PARQUET_FLUSH_INTERVAL_S": "2",
+        "IMAGE_EMBEDDING_MODEL": str(Path(__file__).resolve().parents[2] / "examples" / "tabletop" / "vision_tower"),
+    }
     with Stack(layout, env=environment) as started:
         yield RunningStack(layout, started)
 
