@@ -12,7 +12,7 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
 from runtime.data_tables import etl_runs
-from runtime.database import Database, connect
+from runtime.database import Database, connect, database_errors
 from runtime.errors import Fatal
 from runtime.settings import Settings
 from sinks.etl import analytics, performance
@@ -98,9 +98,14 @@ class Etl:
             with self._database.begin() as connection:
                 return analytics.complete_context(connection, day)
         if not dry_run:
-            with self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                analytics.refresh_usage(connection)
+            self.refresh_usage()
         return len(analytics.VIEWS)
+
+    def refresh_usage(self) -> None:
+        """Bring the usage views up to now, while others read them. Raises Unavailable."""
+        options = {"isolation_level": "AUTOCOMMIT"}
+        with database_errors(), self._database.engine.connect().execution_options(**options) as connection:
+            analytics.refresh_usage(connection)
 
     def _note(self, day: date, pipeline: str, state: str, **fields: object) -> None:
         finished = func.now() if state != "running" else None

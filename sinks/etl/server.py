@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from redis import Redis, RedisError
 from sqlalchemy import select, text
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Key of the lock that one working process holds; any constant that nobody else uses.
 _LOCK_KEY = 0x766C6574
+#: How old the figures of the running day may be.
+USAGE_REFRESH = timedelta(hours=1)
 _ROUND_S = 1.0
 _PAUSE_S = 2.0
 
@@ -103,6 +105,7 @@ class Worker:
         self._salt = settings.anonymization_hash_salt.get_secret_value()
         self._erasures = Erasures(database, lake.storage, redis, self._salt, now)
         self._retained: date | None = None
+        self._refreshed: datetime | None = None
         self._reached = False
 
     def waiting(self) -> list[str]:
@@ -116,11 +119,14 @@ class Worker:
         if not self._settings.etl_enabled:
             return
         now = self._now()
+        if self._refreshed is None or now - self._refreshed >= USAGE_REFRESH:
+            self._etl().refresh_usage()
+            self._refreshed = now
         for day in days_due(now, self._settings.etl_schedule_hour, self._finished()):
             if not self._lake.keys("outcomes", [day]):
                 continue
             started = time.monotonic()
-            Etl(self._settings, self._database, self._lake).run(day, PIPELINES, dry_run=False, say=_say)
+            self._etl().run(day, PIPELINES, dry_run=False, say=_say)
             self._metrics.etl_duration.labels("etl").observe(time.monotonic() - started)
             self._metrics.etl_last_success.labels("etl").set(time.time())
         if is_due(now, self._settings.retention_schedule_hour, self._retained):
@@ -128,6 +134,9 @@ class Worker:
             compact(self._lake, settled_days(self._lake, now), self._settings.parquet_max_file_bytes, False, _say)
             self._retained = now.date()
             self._metrics.etl_last_success.labels("retention").set(time.time())
+
+    def _etl(self) -> Etl:
+        return Etl(self._settings, self._database, self._lake)
 
     def _finished(self) -> set[date]:
         query = select(etl_runs.c.date).where(etl_runs.c.pipeline == PIPELINES[-1], etl_runs.c.state == "done")

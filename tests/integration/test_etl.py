@@ -14,10 +14,12 @@ from sqlalchemy import event
 from runtime.anonymize import hashed
 from runtime.database import Database, connect
 from runtime.errors import Fatal
+from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.embeddings import IMAGE_EMBEDDING_DIM, INSTRUCTION_EMBEDDING_DIM
 from sinks.etl.commands import PIPELINES, Etl, run_etl
 from sinks.etl.erasures import SETTLED_AFTER, Erasures
+from sinks.etl.server import Worker, only_one
 from sinks.migrate import upgrade
 from sinks.retention import Retention
 from tests import factories as f
@@ -360,3 +362,35 @@ def test_what_was_kept_with_a_consent_that_has_ended_goes(
     found = rows(database, "SELECT instruction, instruction_embedding FROM inference_log WHERE customer_id = 'north'")
     assert found == [{"instruction": None, "instruction_embedding": None}] * 4
     assert {row["customer_id"] for row in folder.rows("observations")} == {"south"}
+
+
+# --- the role
+
+
+def test_one_of_two_processes_works_and_the_other_takes_over(settings: Settings, database: Database) -> None:
+    other = connect(settings, "other", pool_size=2)
+    with only_one(database) as first, only_one(other) as second:
+        assert (first(), second()) == (True, False)
+    with only_one(other) as second:
+        assert second()
+    other.close()
+
+
+def test_the_role_does_what_is_due_and_nothing_twice(
+    settings: Settings, database: Database, folder: LakeFolder
+) -> None:
+    lived(folder, database)
+    night = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
+    clock = [night - timedelta(hours=1)]
+    worker = Worker(settings, database, folder.lake, Cache(), Metrics(), lambda: clock[0])  # type: ignore[arg-type]
+    worker.round()
+    assert rows(database, "SELECT 1 FROM etl_runs") == []
+    assert rows(database, "SELECT sum(total_inferences) AS n FROM daily_usage") == [{"n": 6}]
+    clock[0] = night
+    worker.round()
+    done = rows(database, "SELECT * FROM etl_runs ORDER BY pipeline")
+    assert {(row["date"], row["state"]) for row in done} == {(DAY, "done")}
+    assert len(done) == len(PIPELINES)
+    clock[0] = night + timedelta(hours=3)
+    worker.round()
+    assert rows(database, "SELECT * FROM etl_runs ORDER BY pipeline") == done
