@@ -30,10 +30,10 @@ from sinks.consent import ConsentView
 from sinks.data_records import decode_consent, decode_embedding, decode_episode, decode_feedback
 from sinks.data_rows import audit_row, consent_row, context_row, episode_row, feedback_row, pending_row, workspace_of
 from sinks.data_store import DataRow, Kind, lock_partition, merge_pending, write_data
-from sinks.flow import Fenced
+from sinks.flow import Fenced, Skip
 from sinks.marks import Batch, Entry, Limits, Mark, Partition
 from sinks.outcomes import decode_outcome
-from sinks.rows import Row, incident_row, inference_row
+from sinks.rows import CONSENTED, Row, incident_row, inference_row
 from sinks.service import serve
 
 NAME = "sink-postgres"
@@ -186,6 +186,8 @@ class Decoder:
         at_ms = record.timestamp_ms
         if record.topic == EMBEDDINGS:
             found = decode_embedding(record)
+            if found.consent_tier not in CONSENTED:
+                raise Skip("consent")
             workspace = workspace_of(self._cards.embodiment(found.robot_type))
             row, vector = context_row(found, workspace), pending_row(found)
             return DataRow(Kind.EMBEDDING, found.customer_id, found.requested_at_ms, row, vector)

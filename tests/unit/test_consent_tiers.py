@@ -6,20 +6,30 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu_consumers.embedder.records import read_item
 from runtime.consent import TIERS, ConsentList, next_consent
+from schemas import headers as h
 from schemas.messages import Consent
+from schemas.topics import EMBEDDINGS, FEEDBACK, OUTCOMES
 from sinks.arrow_schemas import SCHEMAS
+from sinks.data_store import DataRow
+from sinks.flow import Skip
+from sinks.postgres import OutcomeRows
+from tests import factories as f
 from tests.lake_case import LakeFolder, actions
-from tests.sink_case import consents
+from tests.sink_case import consents, postgres_decoder
 
 SECRET = "anna's secret instruction"
 STATE = (0.123456,) * 8
 EXECUTED = actions(2, 0.654)
 
 tier = st.sampled_from(TIERS)
+levels = st.sampled_from(["none", "partial", "full"])
+anything = st.sampled_from([*TIERS, "", "all of it"])
 
 
 def everything(folder: LakeFolder) -> dict[str, list[dict[str, Any]]]:
@@ -27,7 +37,7 @@ def everything(folder: LakeFolder) -> dict[str, list[dict[str, Any]]]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(stamped=tier, told=tier, level=st.sampled_from(["none", "partial", "full"]))
+@given(stamped=tier, told=tier, level=levels)
 def test_no_field_beyond_the_tier_reaches_the_lake(stamped: str, told: str, level: Any) -> None:
     """stamped: by the gate on the request; told: what holds when feedback and the episode's end arrive."""
     with tempfile.TemporaryDirectory() as name:
@@ -50,6 +60,42 @@ def test_no_field_beyond_the_tier_reaches_the_lake(stamped: str, told: str, leve
     if stamped == "none":
         assert SECRET not in str(kept)
         assert "0.12345" not in str(kept)
+
+
+@settings(max_examples=50, deadline=None)
+@given(stamped=st.sampled_from([*TIERS, "", "all of it"]), told=tier, level=levels)
+def test_no_field_beyond_the_tier_becomes_a_row_of_postgres(stamped: str, told: str, level: Any) -> None:
+    """A word that this version does not know counts as none."""
+    allowed = consents(level, **{"customer-1": {"tier": told, "version": 1}})
+    decode = postgres_decoder(allowed)
+    may_keep = stamped in ("metadata", "full")
+    with tempfile.TemporaryDirectory() as name:
+        folder = LakeFolder(Path(name), allowed)
+        row = folder.ask(step=1, tier=stamped, instruction=SECRET, state=STATE, executed=EXECUTED)
+        folder.embed(row, instruction=[1.0] + [0.0] * 383, image=[1.0] + [0.0] * 511)
+        folder.correct(row, actions(1, 0.777))
+    for record in folder.appended:
+        if record.topic == OUTCOMES:
+            found = decode(record).row
+            assert isinstance(found, OutcomeRows)
+            assert (found.inference["instruction"] is not None) == may_keep
+            assert (found.inference["image_shape"] is not None) == may_keep
+            assert may_keep or SECRET not in str(found)
+        elif record.topic == EMBEDDINGS and not may_keep:
+            with pytest.raises(Skip):
+                decode(record)
+        elif record.topic == FEEDBACK:
+            said = decode(record).row
+            assert isinstance(said, DataRow)
+            assert (said.row["corrected_action"] is not None) == (told != "none")
+
+
+@given(stamped=anything)
+def test_nothing_that_is_not_allowed_comes_as_far_as_the_cache(stamped: str) -> None:
+    """What the embedder reads is all that it can look up, compute or remember."""
+    record = f.accepted_record(headers={h.CONSENT_TIER: stamped})
+    item = read_item(record, consents(), lambda: None)
+    assert (item is not None) == (stamped in ("metadata", "full"))
 
 
 @given(
