@@ -70,7 +70,11 @@ def main() -> int:
             _produce(producer, topic, number % target.settings.kafka_accepted_partitions, value, headers)
         _flushed(producer)
         wanted = 0.95 * options.observations * options.frame_bytes
-        env = {"PARQUET_MAX_FILE_BYTES": str(PARQUET_FILE_BYTES), "PARQUET_FLUSH_INTERVAL_S": "2"}
+        env = {
+            "PARQUET_MAX_FILE_BYTES": str(PARQUET_FILE_BYTES),
+            "PARQUET_FLUSH_INTERVAL_S": "2",
+            "ANONYMIZATION_LEVEL": "none",
+        }
         parquet = _run(target, "parquet", "vla_sink_bytes_total", env, wanted, options.timeout)
     text, document = _report(postgres, parquet, options, here)
     say("\n" + text)
@@ -172,7 +176,8 @@ def _report(
         ("Parquet", f"{parquet.amount / 1e6:.0f} MB", f"{parquet.per_s / 1e6:.1f} MB/s", *_costs(parquet)),
     ]
     note = (
-        f"Observations: JPEG of {options.frame_bytes} bytes; Parquet files of {PARQUET_FILE_BYTES >> 20} MiB; S3Proxy."
+        f"Observations: JPEG of {options.frame_bytes} bytes; Parquet files of {PARQUET_FILE_BYTES >> 20} MiB; "
+        "S3Proxy; nothing anonymized."
     )
     head = report.heading("The sinks", here, ["python", "-m", "benchmarks.sink_rate", *sys.argv[1:]], [note])
     columns = ("sink", "written", "rate", "from first to last write, s", "CPU of the process, s", "resident set, MB")
