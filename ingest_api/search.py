@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import APIRouter, Request, Response
 from google.protobuf.message import DecodeError
 from pydantic import AfterValidator, Field
-from sqlalchemy import ColumnElement, Select, literal, select, type_coerce
+from sqlalchemy import Select, literal, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ingest_api import openapi
@@ -27,6 +27,8 @@ from schemas.topics import QUERIES
 
 #: The index goes on until it has found as many as were asked for that pass the filters (pgvector 0.8).
 ITERATIVE_SCAN = (("hnsw.iterative_scan", "relaxed_order"), ("hnsw.ef_search", "100"))
+#: So many times the wanted rows come from the index, of which the nearest are kept: a filter costs recall otherwise.
+_MORE = 2
 _TIMEOUT_S = 5.0
 _MOST_REMEMBERED = 1000
 
@@ -115,7 +117,7 @@ def instruction_query(wanted: InstructionSearch, customer_id: str, embedding: li
         )
         .where(table.customers.contains([customer_id]), table.instruction_embedding.is_not(None))
         .order_by(distance)
-        .limit(wanted.limit)
+        .limit(_MORE * wanted.limit)
     )
     if wanted.robot_type is not None:
         query = query.where(uses.has_key(wanted.robot_type))
@@ -128,18 +130,21 @@ def instruction_query(wanted: InstructionSearch, customer_id: str, embedding: li
     return query
 
 
-def scene_query(wanted: SceneSearch, customer_id: str, request_id: str) -> Select[Any]:
-    """Scenes of this customer that resemble that of a request, nearest first, itself left out."""
+def asked_scene(customer_id: str, request_id: str) -> Select[Any]:
+    """Id and vector of the scene of a customer's request, the newest where the id was used again."""
     table = context_metadata.c
-    asked = (
+    return (
         select(table.id, table.image_embedding)
         .where(table.customer_id == customer_id, table.request_id == request_id, table.image_embedding.is_not(None))
         .order_by(table.created_at.desc())
         .limit(1)
     )
-    # As a scalar, so that the index can be used for the order.
-    vector: ColumnElement[Any] = select(asked.subquery().c.image_embedding).scalar_subquery()
-    distance = table.image_embedding.op("<=>")(vector)
+
+
+def scene_query(wanted: SceneSearch, customer_id: str, asked: Row) -> Select[Any]:
+    """Scenes of this customer that resemble the asked one (a row of `asked_scene`), nearest first, itself left out."""
+    table = context_metadata.c
+    distance = table.image_embedding.cosine_distance(asked["image_embedding"])
     query = (
         select(
             table.request_id,
@@ -157,10 +162,10 @@ def scene_query(wanted: SceneSearch, customer_id: str, request_id: str) -> Selec
         .where(
             table.customer_id == customer_id,
             table.image_embedding.is_not(None),
-            table.id != select(asked.subquery().c.id).scalar_subquery(),
+            table.id != asked["id"],
         )
         .order_by(distance)
-        .limit(wanted.limit)
+        .limit(_MORE * wanted.limit)
     )
     if wanted.robot_type is not None:
         query = query.where(table.robot_type == wanted.robot_type)
@@ -187,7 +192,8 @@ def build_router(keys: KeyRing, reader: Reader, embedder: QueryEmbedder) -> APIR
         key = await keys.authenticate(request.headers.get("authorization"))
         wanted = parse_query(request, InstructionSearch)
         embedding = await embedder.embed(wanted.q, key.customer_id)
-        return answer({"matches": await _nearest(reader, instruction_query(wanted, key.customer_id, embedding))})
+        query = instruction_query(wanted, key.customer_id, embedding)
+        return answer({"matches": await asyncio.to_thread(nearest, reader, query, wanted.limit)})
 
     @router.get(
         "/v1/search/scenes/{request_id}",
@@ -199,24 +205,18 @@ def build_router(keys: KeyRing, reader: Reader, embedder: QueryEmbedder) -> APIR
     async def scenes(request: Request, request_id: str) -> Response:
         key = await keys.authenticate(request.headers.get("authorization"))
         wanted = parse_query(request, SceneSearch)
-        rows = [] if "\x00" in request_id else await _nearest(reader, scene_query(wanted, key.customer_id, request_id))
-        if not rows and not await _has_scene(reader, key.customer_id, request_id):
+        asked = [] if "\x00" in request_id else await read(reader, asked_scene(key.customer_id, request_id))
+        if not asked:
             detail = "no request of yours has this id and an image embedding: consent decides, and it takes a second"
             raise Problem(Code.NOT_FOUND, detail, violations=[fault("request_id", "unknown", detail)])
-        return answer({"matches": rows})
+        query = scene_query(wanted, key.customer_id, asked[0])
+        return answer({"matches": await asyncio.to_thread(nearest, reader, query, wanted.limit)})
 
     return router
 
 
-async def _nearest(reader: Reader, query: Select[Any]) -> list[Row]:
-    rows = await asyncio.to_thread(reader.rows, query, ITERATIVE_SCAN)
+def nearest(reader: Reader, query: Select[Any], limit: int) -> list[Row]:
+    """The nearest rows of an `instruction_query` or a `scene_query`, nearest first. Blocks; raises Unavailable."""
+    rows = reader.rows(query, ITERATIVE_SCAN)
     # The index hands them out in about the order of their distance.
-    return sorted(rows, key=lambda row: -row["similarity"])
-
-
-async def _has_scene(reader: Reader, customer_id: str, request_id: str) -> bool:
-    table = context_metadata.c
-    found = select(table.id).where(
-        table.customer_id == customer_id, table.request_id == request_id, table.image_embedding.is_not(None)
-    )
-    return "\x00" not in request_id and bool(await read(reader, found.limit(1)))
+    return sorted(rows, key=lambda row: -row["similarity"])[:limit]

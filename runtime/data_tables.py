@@ -136,6 +136,7 @@ context_metadata = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
     Index("context_metadata_by_customer", "customer_id", text("created_at DESC")),
     Index("context_metadata_by_episode", "customer_id", "episode_id"),
+    Index("context_metadata_by_request", "customer_id", "request_id"),
     _nearest("context_metadata_by_embedding", "image_embedding"),
 )
 

@@ -123,6 +123,7 @@ def upgrade() -> None:
         postgresql_ops={"image_embedding": "vector_cosine_ops"},
     )
     op.create_index("context_metadata_by_episode", "context_metadata", ["customer_id", "episode_id"], unique=False)
+    op.create_index("context_metadata_by_request", "context_metadata", ["customer_id", "request_id"], unique=False)
     op.create_table(
         "customer_data_consent",
         sa.Column("customer_id", sa.Text(), nullable=False),
