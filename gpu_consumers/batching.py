@@ -2,7 +2,8 @@
 
 Customers take turns where not all fit; among a customer's own it is earliest deadline first, each robot's
 requests in their order. A batch leaves at once when the device is idle; it waits for company only while requests
-come faster than batches of this size could serve them. What cannot be ready in time is not begun.
+come faster than batches of this size could serve them, or where robots that were just served are about to ask
+again and more is served a second with them. What cannot be ready in time is not begun.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Generic, TypeVar
 
 from gpu_consumers.cost import CostModel
 from gpu_consumers.fairness import Turns
+from gpu_consumers.returns import Returns
 from gpu_consumers.sizing import bucket, size_in_time, usual_size
 from runtime.rates import EventRate
 
@@ -25,6 +27,8 @@ _SHORTEST_WAIT_S = 0.0002
 #: How long after a batch the cost model is trusted to refuse by. Then the next batch is run whatever it says, so
 #: that a device which was slow once is found out to be quick again.
 _FORESIGHT_S = 1.0
+#: So many times as much must be served a second by a larger batch that robots are waited for: a foresight, no promise.
+_WORTH_WAITING = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,9 @@ class BatchQueue(Generic[T]):
         self._measured_s = -math.inf
         #: When the batch on the device is foreseen to end.
         self._busy_until_s = -math.inf
+        self._returns = Returns()
+        #: Robots of the batch on the device.
+        self._riding: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self._count
@@ -100,7 +107,9 @@ class BatchQueue(Generic[T]):
         superseded = list(line or ()) if waiting.latest_only else []
         if self._count - len(superseded) >= self._capacity:
             raise QueueFull(f"{self._count} requests wait already")
-        self._arrivals.happened(waiting.arrived_s)
+        if not self._returns.came(waiting.robot, waiting.arrived_s):
+            # Who was expected says nothing about how many others may come.
+            self._arrivals.happened(waiting.arrived_s)
         if superseded or line is None:
             line = self._robots[waiting.robot] = deque()
         line.append(waiting)
@@ -111,11 +120,13 @@ class BatchQueue(Generic[T]):
         """A batch has come back from the device."""
         self._cost.observe(size, seconds)
         self._measured_s = now_s
+        self._returns.served(self._riding, now_s, self._cost.base_s)
         self.device_free()
 
     def device_free(self) -> None:
         """The batch on the device has ended, be it by an error."""
         self._busy_until_s = -math.inf
+        self._riding = ()
 
     def too_late(self, deadline_s: float, now_s: float) -> bool:
         """Whether even a batch of its own, begun as soon as the device is free, would come back after the deadline."""
@@ -150,11 +161,12 @@ class BatchQueue(Generic[T]):
             return Idle()
         usual = usual_size(len(alive), self._sizes, self._cost)
         size = size_in_time(sorted(w.deadline_s - now_s for w in alive), usual, self._sizes, self._cost)
-        wait_s = self._worth_waiting_s(alive, size, now_s)
+        wait_s = max(self._worth_waiting_s(alive, size, now_s), self._returning_s(alive, size, now_s))
         if wait_s > _SHORTEST_WAIT_S:
             return Wait(wait_s)
         batch = tuple(self._take(size, now_s))
         self._busy_until_s = now_s + self._cost.seconds(bucket(size, self._sizes))
+        self._riding = tuple(w.robot for w in batch)
         return Dispatch(batch)
 
     def _foresees(self, now_s: float) -> bool:
@@ -190,6 +202,27 @@ class BatchQueue(Generic[T]):
         oldest_s = min(waiting.arrived_s for waiting in alive)
         slack_s = min(waiting.deadline_s for waiting in alive) - now_s - cost_s
         return min(oldest_s + self._cost.base_s - now_s, slack_s)
+
+    def _returning_s(self, alive: Sequence[Waiting[T]], size: int, now_s: float) -> float:
+        """How long to wait for robots that were just served; 0 where as much is served without them.
+
+        The device idles for at most the base cost of a batch, which is what a larger batch saves.
+        """
+        if size < len(alive) or size >= self.max_batch:
+            return 0.0
+        began_s = max(self._measured_s, min(waiting.arrived_s for waiting in alive))
+        room_s = min(
+            began_s + self._cost.base_s - now_s,
+            min(waiting.deadline_s for waiting in alive) - now_s - self._cost.seconds(self.max_batch),
+        )
+        best_rate = _WORTH_WAITING * size / max(self._cost.seconds(bucket(size, self._sizes)), 1e-9)
+        best_s = 0.0
+        for more, due_s in enumerate(self._returns.expected_s(now_s), start=1):
+            wait_s, together = due_s - now_s, min(size + more, self.max_batch)
+            rate = together / (wait_s + self._cost.seconds(bucket(together, self._sizes)))
+            if wait_s <= room_s and rate > best_rate:
+                best_rate, best_s = rate, wait_s
+        return best_s
 
     def _take(self, size: int, now_s: float) -> list[Waiting[T]]:
         """The `size` whose turn it is.
