@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.devices import H100_COGACT, INSTANT, SimulatedDevice
+from benchmarks.devices import A100_COGACT, H100_COGACT, INSTANT, SimulatedDevice
 from benchmarks.own_stack import TABLETOP, Deployment
 
 Transport = Literal["rest", "direct"]
@@ -87,10 +87,12 @@ def tabletop(seconds: float) -> Group:
     )
 
 
-def scale(seconds: float, device: SimulatedDevice = H100_COGACT) -> tuple[Group, ...]:
-    """Saturation of 1, 2, 4 and 8 simulated devices, and how batches form under 10, 100 and 1,000 robots."""
+def scale(
+    seconds: float, device: SimulatedDevice = H100_COGACT, counts: tuple[int, ...] = (1, 2, 4, 8)
+) -> tuple[Group, ...]:
+    """Saturation of so many simulated devices, and how batches form under 10, 100 and 1,000 robots."""
     groups = []
-    for workers in (1, 2, 4, 8):
+    for workers in counts:
         deployment = simulated(device, workers)
         robots = 3 * workers * device.batch_sizes[-1]
         saturated = Scenario(
@@ -124,8 +126,10 @@ def named(name: str, seconds: float) -> tuple[Group, ...]:
         "overhead": (overhead(seconds),),
         "tabletop": (tabletop(seconds),),
         "scale": scale(seconds),
+        # Slower devices: four of them ask no more of two cores than these can give.
+        "scale-a100": scale(seconds, A100_COGACT, (1, 2, 4)),
         "main": (overhead(seconds), tabletop(seconds), *scale(seconds)),
     }[name]
 
 
-SETS = ("main", "overhead", "tabletop", "scale")
+SETS = ("main", "overhead", "tabletop", "scale", "scale-a100")
