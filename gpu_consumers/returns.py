@@ -2,7 +2,7 @@
 
 A robot in closed loop asks again as soon as it is answered; one that plays its chunk out comes much later. The gap
 from the end of a batch to the next request is foreseen as TCP foresees a round trip (RFC 6298): the smoothed gap
-plus four times its smoothed deviation, so that hardly any comes later than foreseen.
+plus twice its smoothed deviation (half as much as there: who comes later than foreseen costs a wait, not a repeat).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-_GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4.0
+_GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 2.0
 #: Robots that are remembered; the one that was served longest ago is forgotten first.
 _MOST_ROBOTS = 4096
 
