@@ -21,6 +21,7 @@ from ingest_api.consent import ConsentBody
 from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
 from ingest_api.episodes import EpisodeBody
+from ingest_api.exchange import Exchange
 from ingest_api.federation import Target, merge, scrape
 from ingest_api.feedback import FeedbackBody, FeedbackFields
 from ingest_api.gateway import Gateway
@@ -96,15 +97,15 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
 def _work(settings: Settings, services: Services) -> APIRouter:
     """What customers come for."""
     router = APIRouter()
-    inference = InferenceRoute(
+    exchange = Exchange(
         settings=settings,
         cards=services.cards,
         gateway=services.gateway,
-        keys=services.keys,
         admission=Admission(settings.inference_queue_max_size, settings.inference_queue_max_bytes, services.metrics),
         workers=services.workers,
         counts=InferenceCounts(services.metrics, services.cards),
     )
+    inference = InferenceRoute(settings=settings, keys=services.keys, exchange=exchange)
     router.add_api_route(
         "/v1/inference",
         inference.post,

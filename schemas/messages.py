@@ -34,6 +34,7 @@ from schemas.vla.v1.inference_pb2 import (
     Violation,
     WorkerHeartbeat,
 )
+from schemas.vla.v1.stream_pb2 import StreamAnswer
 
 __all__ = [
     "ActionChunk",
@@ -64,6 +65,7 @@ __all__ = [
     "SourceRecord",
     "Stage",
     "StageTimes",
+    "StreamAnswer",
     "TableValue",
     "Violation",
     "WorkerHeartbeat",

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_api.admission import LONGEST_RETRY_S, SHARE, SHORTEST_RETRY_S, Admission, Slot
+from ingest_api.exchange import GRACE_S
 from ingest_api.gateway import Question
-from ingest_api.inference import GRACE_S
 from ingest_api.problems import Problem
 from ingest_api.replies import Reply
 from runtime.metrics import Metrics

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from ingest_api.exchange import GRACE_S
 from ingest_api.gateway import NoReply
-from ingest_api.inference import GRACE_S
 from ingest_api.replies import Reply
 from runtime.errors import Overloaded, Unavailable
 from schemas.messages import (
