@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 
 from gpu_consumers.cost import CostModel
-from gpu_consumers.devices import DeviceMonitor, device_name
+from gpu_consumers.device_monitor import DeviceMonitor
+from gpu_consumers.devices import device_name
 from gpu_consumers.policies.contract import Policy
 from runtime.errors import VlastreamError
 from runtime.publisher import Delivered, PublisherPort
@@ -57,6 +59,7 @@ class Heartbeat:
             cost_per_item_s=self._cost.per_item_s,
             cost_base_s=self._cost.base_s,
             sent_at_ms=int(time.time() * 1000),
+            host=socket.gethostname(),
         )
         self._fill(record)
         self._monitor.fill(record)

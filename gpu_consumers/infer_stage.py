@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from gpu_consumers.batching import BatchQueue, Dispatch, Wait, Waiting
+from gpu_consumers.device_monitor import MemoryMeter
 from gpu_consumers.devices import is_out_of_memory, release_memory
 from gpu_consumers.jobs import Job
 from gpu_consumers.policies.contract import Policy, PolicyError
@@ -42,6 +43,7 @@ class InferStage:
         watchdog: Watchdog,
         publish: PublishStage,
         metrics: Metrics,
+        memory: MemoryMeter,
         fail: Callable[[BaseException], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -50,6 +52,7 @@ class InferStage:
         self._watchdog = watchdog
         self._publish = publish
         self._metrics = metrics
+        self._memory = memory
         self._fail = fail
         self._clock = clock
         self._deployment = policy.card.deployment
@@ -57,6 +60,7 @@ class InferStage:
         self._arrived = threading.Condition()
         #: Batches to run again, ahead of the queue.
         self._again: deque[list[Job]] = deque()
+        self._batches: Counter[int] = Counter()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="infer", daemon=True)
 
@@ -68,6 +72,11 @@ class InferStage:
     @property
     def max_batch(self) -> int:
         return self._queue.max_batch
+
+    @property
+    def batches(self) -> list[tuple[int, int]]:
+        """Sizes of the batches that the device has done, and how many of each."""
+        return sorted(self._batches.copy().items())
 
     def start(self) -> None:
         self._thread.start()
@@ -142,8 +151,10 @@ class InferStage:
         start_us = int(time.time() * 1e6)
         started = self._clock()
         try:
+            self._memory.begin()
             with self._watchdog.watching("infer"):
                 raw = self._policy.infer([job.prepared for job in batch])
+            self._memory.end(len(batch))
         except Exception as error:
             self._failed(batch, error)
             return
@@ -151,6 +162,7 @@ class InferStage:
         took_s = ended - started
         with self._arrived:
             self._queue.measured(len(batch), took_s, ended)
+            self._batches[len(batch)] += 1
         end_us = int(time.time() * 1e6)
         for job in batch:
             job.times.infer_start_us, job.times.infer_end_us = start_us, end_us

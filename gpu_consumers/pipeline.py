@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from gpu_consumers.batching import BatchQueue
 from gpu_consumers.cost import CostModel
-from gpu_consumers.devices import DeviceMonitor
+from gpu_consumers.device_monitor import open_monitor
 from gpu_consumers.fetch_stage import FetchStage
 from gpu_consumers.heartbeat import INTERVAL_S, Heartbeat
 from gpu_consumers.infer_stage import InferStage
@@ -28,8 +28,8 @@ from runtime.publisher import PublisherPort
 from runtime.rates import EventRate
 from runtime.settings import Settings
 from schemas.cards import ModelCard
-from schemas.messages import WorkerHeartbeat
-from schemas.topics import accepted_topic
+from schemas.messages import BatchCount, WorkerHeartbeat
+from schemas.topics import accepted_topic, worker_group
 
 #: A poll loop that has not come round for this long is stuck.
 _STUCK_S = 30.0
@@ -42,7 +42,7 @@ _SUSPECT = 0.5
 
 def group_of(card: ModelCard) -> str:
     """Consumer group of a deployment's workers."""
-    return f"gpu.{card.deployment}"
+    return worker_group(card.deployment)
 
 
 class Worker:
@@ -74,6 +74,8 @@ class Worker:
         room = max(settings.worker_queue_max_size, _ROOM_BATCHES * card.batch_sizes[-1])
         self._cost = CostModel()
         self._watchdog = Watchdog()
+        self._monitor = open_monitor(settings, policy.device, self.worker_id, metrics)
+        self._poll_interval_s = settings.gpu_poll_interval
         self._queue: BatchQueue[Job] = BatchQueue(
             capacity=room,
             batch_sizes=card.batch_sizes,
@@ -95,6 +97,7 @@ class Worker:
             watchdog=self._watchdog,
             publish=self._publish,
             metrics=metrics,
+            memory=self._monitor.memory,
             fail=lifecycle.fail,
         )
         self._fetch = FetchStage(
@@ -104,7 +107,7 @@ class Worker:
             watchdog=self._watchdog,
             publish=self._publish,
             metrics=metrics,
-            threads=settings.inference_max_workers,
+            threads=settings.worker_fetch_threads,
             fail=lifecycle.fail,
         )
         self._processor = Processor(
@@ -114,7 +117,6 @@ class Worker:
             metrics=metrics,
             max_in_flight=room,
         )
-        self._monitor = DeviceMonitor(policy.device, self.worker_id, metrics)
         self._heartbeat = Heartbeat(
             publisher=publisher,
             worker_id=self.worker_id,
@@ -132,7 +134,7 @@ class Worker:
         self._metrics.model_loaded.labels(self._policy.card.deployment, self._policy.revision).set(1)
         self._warm = True
         pulse = Periodic("pulse", INTERVAL_S, self._pulse, fail)
-        watch = Periodic("device monitor", INTERVAL_S, self._monitor.poll, fail)
+        watch = Periodic("device monitor", self._poll_interval_s, self._monitor.poll, fail)
         for stage in (self._publish, self._infer, self._fetch):
             stage.start()
             lifecycle.on_close(type(stage).__name__, stage.close)
@@ -187,3 +189,6 @@ class Worker:
         heartbeat.in_flight = self._processor.in_flight
         heartbeat.max_batch = self._infer.max_batch
         heartbeat.completed_total = self._publish.completed_total
+        heartbeat.refused_total = self._publish.refused_total
+        heartbeat.latency_p50_s, heartbeat.latency_p95_s = self._publish.latency_s
+        heartbeat.batches.extend(BatchCount(size=size, count=count) for size, count in self._infer.batches)

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from schemas.topics import RESULTS
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.1
+#: Requests that the latency is told of.
+_RECENT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +98,27 @@ class PublishStage:
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._completed = 0
+        self._refused = 0
+        self._latencies_s: deque[float] = deque(maxlen=_RECENT)
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
 
     @property
     def completed_total(self) -> int:
         """Completions that the broker has."""
         return self._completed
+
+    @property
+    def refused_total(self) -> int:
+        """Of the completions, those without actions."""
+        return self._refused
+
+    @property
+    def latency_s(self) -> tuple[float, float]:
+        """Median and 95th percentile of the last requests, from the worker's receipt to its completion; 0 at first."""
+        recent = sorted(self._latencies_s.copy())
+        if not recent:
+            return 0.0, 0.0
+        return recent[len(recent) // 2], recent[min(len(recent) * 95 // 100, len(recent) - 1)]
 
     def start(self) -> None:
         self._thread.start()
@@ -182,6 +200,8 @@ class PublishStage:
         def report(where: Delivered | None, error: Exception | None) -> None:
             if where is not None:
                 self._completed += 1
+                self._refused += completion.HasField("rejection")
+                self._latencies_s.append(self._clock() - job.received_s)
                 job.done()
             elif isinstance(error, Fatal):
                 self._fail(error)

@@ -38,7 +38,7 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     status = StatusServer(
         host=settings.host,
         port=settings.metrics_port,
-        metrics=metrics,
+        metrics=metrics if settings.enable_prometheus else None,
         waiting=lambda: workers[0].waiting() if workers else ["the model"],
         alive=lambda: all(worker.alive() for worker in workers),
     )

@@ -342,6 +342,45 @@ def stops(history: bool) -> None:
 
 
 @main.group(cls=_InOrder)
+def models() -> None:
+    """Models, their deployments and how robots are dealt to them."""
+
+
+@models.command("traffic")
+@click.argument("model")
+@click.argument("shares", nargs=-1, metavar="[DEPLOYMENT=WEIGHT]...")
+@click.option("--reason", default="", help="kept with the change")
+@click.option("--by", help="who decides  [default: your login name]")
+@click.option("--force", is_flag=True, help="also to deployments without a live worker")
+@click.option("--wait", "wait_s", type=float, default=60.0, show_default=True, help="seconds to let others drain")
+@click.option("--history", is_flag=True, help="without shares: every change that the topic still has")
+def models_traffic(
+    model: str, shares: tuple[str, ...], reason: str, by: str | None, force: bool, wait_s: float, history: bool
+) -> None:
+    """Show how MODEL's robots are dealt to its deployments, or deal them anew: `pi0 pi0-a=90 pi0-b=10`.
+
+    A deployment that is not named gets none. Holds within a second, without a restart. Requests in flight end where
+    they are; the command waits until deployments without a share have drained.
+    """
+    if not shares:
+        _run_task("runtime.traffic_commands:show_traffic", model, history=history, say=click.echo)
+        return
+    if not reason:
+        raise click.UsageError("say why with --reason: it is kept with the change")
+    status = _run_task(
+        "runtime.traffic_commands:set_traffic",
+        model,
+        shares,
+        reason=reason,
+        by=by,
+        force=force,
+        wait_s=wait_s,
+        say=click.echo,
+    )
+    sys.exit(status)
+
+
+@main.group(cls=_InOrder)
 def dlq() -> None:
     """Dead letters: records that no stage could read, with the reason beside them."""
 

@@ -49,11 +49,21 @@ class Unavailable(VlastreamError):
         self.retry_after_s = retry_after_s
 
 
-class Fatal(VlastreamError):
-    """This process cannot go on. It exits, and its supervisor starts it again."""
-
-
 #: Exit status of a process that ended on Fatal (BSD sysexits EX_SOFTWARE).
 EXIT_FATAL = 70
 #: Exit status of a process whose settings cannot be used (BSD sysexits EX_CONFIG).
 EXIT_CONFIG = 78
+#: Exit status of a process whose device is sick (BSD sysexits EX_UNAVAILABLE): starting it again at once is of no use.
+EXIT_DEVICE = 69
+
+
+class Fatal(VlastreamError):
+    """This process cannot go on. It exits, and its supervisor starts it again."""
+
+    exit_status = EXIT_FATAL
+
+
+class DeviceFault(Fatal):
+    """The device must not serve any more. What was in work is read again by others."""
+
+    exit_status = EXIT_DEVICE

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from runtime.errors import EXIT_FATAL
+from runtime.errors import EXIT_FATAL, Fatal
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ class Lifecycle:
             except Exception:
                 log.exception("closing %s failed", name, extra={"action": "close"})
         log.info("stopped, %.1f s left", deadline.remaining_s, extra={"action": "stopped"})
-        return EXIT_FATAL if self._failure is not None else 0
+        if self._failure is None:
+            return 0
+        return self._failure.exit_status if isinstance(self._failure, Fatal) else EXIT_FATAL
 
 
 def exit_now(reason: str) -> None:

@@ -44,6 +44,17 @@ class Metrics:
             "vla_gpu_memory_utilization_percent", "Used share of a GPU's memory, 0-100", "worker", "device"
         )
         self.gpu_memory_used = gauge("vla_gpu_memory_used_bytes", "Used memory of a GPU", "worker", "device")
+        self.gpu_memory_total = gauge("vla_gpu_memory_total_bytes", "Memory of a GPU", "worker", "device")
+        self.gpu_temperature = gauge("vla_gpu_temperature_celsius", "Temperature of a GPU", "worker", "device")
+        self.gpu_power = gauge("vla_gpu_power_watts", "Power that a GPU draws", "worker", "device")
+        self.gpu_throttled = gauge("vla_gpu_throttled", "1 while this slows a GPU down", "worker", "device", "reason")
+        self.gpu_memory_per_inference = gauge(
+            "vla_gpu_memory_per_inference_bytes", "Peak of the last batch over its size", "worker", "device"
+        )
+        self.gpu_faults = counter("vla_gpu_faults_total", "Times that a GPU left its group", "worker", "device")
+        self.gpu_worker_restarts = counter(
+            "vla_gpu_worker_restarts_total", "Workers that ended and were started again", "device", "status"
+        )
         self.safety_checks = counter("vla_safety_checks_total", "Chunks checked by the action gate", "model", "passed")
         self.safety_rejections = counter(
             "vla_safety_rejections_total", "Chunks refused by the action gate, by worst check", "model", "check"

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     stack_file: Path = DEFAULT_STACK_FILE
     #: role=url pairs for /metrics/federate where there is no stack file.
     federate_targets: Annotated[tuple[str, ...], NoDecode] = ()
+    #: Serve /metrics.
+    enable_prometheus: bool = True
     log_level: LogLevel = "INFO"
     log_format: Literal["json", "text"] = "json"
     shutdown_timeout_s: float = Field(default=10.0, gt=0, le=300)
@@ -90,12 +92,21 @@ class Settings(BaseSettings):
 
     # --- GPU consumers
     deployment: str = ""
+    #: The GPU of a single worker, as CUDA numbers them. `gpu --all` gives each worker one of its own.
     gpu_device: int = Field(default=0, ge=0)
-    inference_max_workers: int = Field(default=1, ge=1)
+    #: Which GPUs there are for this process, as CUDA reads it. None: all of them.
+    cuda_visible_devices: str | None = None
+    #: Workers that `gpu --all` runs on this host at most; 0: one a GPU, and one without a GPU.
+    inference_max_workers: int = Field(default=0, ge=0)
+    #: Threads of a worker that decode and prepare.
+    worker_fetch_threads: int = Field(default=1, ge=1)
     torch_threads: int = Field(default=1, ge=1)
     #: Requests in a worker at once; at least four full batches.
     worker_queue_max_size: int = Field(default=128, ge=1)
     policy_timeout_s: float = Field(default=30.0, gt=0)
+    enable_gpu_monitoring: bool = True
+    #: Seconds between two looks at a GPU.
+    gpu_poll_interval: float = Field(default=5.0, gt=0)
 
     # --- sinks
     sink_flush_interval_s: float = Field(default=0.5, gt=0)

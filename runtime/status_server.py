@@ -15,14 +15,23 @@ Waiting = Callable[[], list[str]]
 
 
 class StatusServer:
-    """Serves from one thread; `waiting()` is asked on each /readyz, `alive()` on each /livez."""
+    """Serves from one thread; `waiting()` is asked on each /readyz, `alive()` on each /livez.
+
+    metrics: None serves none (ENABLE_PROMETHEUS=false).
+    """
 
     def __init__(
-        self, *, host: str, port: int, metrics: Metrics, waiting: Waiting, alive: Callable[[], bool] = lambda: True
+        self,
+        *,
+        host: str,
+        port: int,
+        metrics: Metrics | None,
+        waiting: Waiting,
+        alive: Callable[[], bool] = lambda: True,
     ) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.path == "/metrics":
+                if self.path == "/metrics" and metrics is not None:
                     self._answer(200, metrics.exposition(), CONTENT_TYPE)
                 elif self.path == "/livez":
                     live = alive()

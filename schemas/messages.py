@@ -15,6 +15,7 @@ from schemas.vla.v1.gate_pb2 import LastChunk, ReplyAddress, RequestRecord, Tabl
 from schemas.vla.v1.inference_pb2 import (
     ActionChunk,
     ActionMatrix,
+    BatchCount,
     Claim,
     Completion,
     Control,
@@ -31,6 +32,8 @@ from schemas.vla.v1.inference_pb2 import (
     SourceRecord,
     Stage,
     StageTimes,
+    Traffic,
+    TrafficShare,
     Violation,
     WorkerHeartbeat,
 )
@@ -39,6 +42,7 @@ from schemas.vla.v1.stream_pb2 import StreamAnswer
 __all__ = [
     "ActionChunk",
     "ActionMatrix",
+    "BatchCount",
     "Claim",
     "Completion",
     "Consent",
@@ -67,6 +71,8 @@ __all__ = [
     "StageTimes",
     "StreamAnswer",
     "TableValue",
+    "Traffic",
+    "TrafficShare",
     "Violation",
     "WorkerHeartbeat",
 ]

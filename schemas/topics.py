@@ -19,6 +19,7 @@ OUTCOMES = "vla.outcomes.v1"
 WORKERS = "vla.workers.v1"
 CONTROL = "vla.control.v1"
 CONSENT = "vla.consent.v1"
+TRAFFIC = "vla.traffic.v1"
 EPISODES = "vla.episodes.v1"
 FEEDBACK = "vla.feedback.v1"
 EMBEDDINGS = "vla.embeddings.v1"
@@ -34,7 +35,7 @@ ACCEPTED_PATTERN = r"^vla\.accepted\.[a-z0-9-]+\.v1$"
 
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
-#: For so long every stop and resume can be read, not only the last one of each target.
+#: For so long every stop, consent and change of traffic can be read, not only the last one of each key.
 _CONTROL_HISTORY_DAYS = 90
 
 
@@ -78,6 +79,11 @@ def episodes_topic(fleet: str | None = None) -> str:
 
 def accepted_topic(deployment: str) -> str:
     return f"vla.accepted.{_checked(deployment)}.v1"
+
+
+def worker_group(deployment: str) -> str:
+    """Consumer group of a deployment's workers."""
+    return f"gpu.{deployment}"
 
 
 def dead_letter_topic(topic: str) -> str:
@@ -163,6 +169,7 @@ def declare(
         yield view(CONSENT, "customer_id", "Consent", keep_days=_CONTROL_HISTORY_DAYS)
         yield view(WORKERS, "worker_id", "WorkerHeartbeat", segment_minutes=5)
         yield view(CONTROL, "target", "Control", keep_days=_CONTROL_HISTORY_DAYS)
+        yield view(TRAFFIC, "model", "Traffic", keep_days=_CONTROL_HISTORY_DAYS)
 
     def with_dead_letters() -> Iterator[Topic]:
         for topic in flow():

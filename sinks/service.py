@@ -61,7 +61,11 @@ def serve(
         return flow.waiting() if consent.ready else ["the consent topic to be read", *flow.waiting()]
 
     status = StatusServer(
-        host=settings.host, port=settings.metrics_port, metrics=metrics, waiting=waiting, alive=flow.alive
+        host=settings.host,
+        port=settings.metrics_port,
+        metrics=metrics if settings.enable_prometheus else None,
+        waiting=waiting,
+        alive=flow.alive,
     )
     lifecycle.on_close("status", status.close)
     lifecycle.on_close("consumer", flow.close)

@@ -117,6 +117,11 @@ class ActionAgent:
 
     def _gate(self, outcome: Outcome, completion: Completion, embodiment: EmbodimentCard, row: RequestRecord) -> None:
         summary, result = completion.request, completion.result
+        source = h.Source(row.source.topic, row.source.partition, row.source.offset)
+        if self._table.is_overtaken(row.customer_id, row.robot_id, source, result.deployment):
+            detail = "a newer observation of this robot was answered by another revision of the model meanwhile"
+            outcome.rejection.CopyFrom(_rejection(Code.SUPERSEDED, "request", "overtaken", detail))
+            return
         chunk = _matrix(result.chunk)
         verdict = evaluate_chunk(
             chunk,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from google.protobuf.message import DecodeError
 
@@ -122,7 +122,9 @@ class RequestAgent:
         if isinstance(standing, Reused) or earlier == Code.REQUEST_ID_REUSED:
             detail = "another request had this id with other content: use a new id for each observation"
             return Refused((Fault(Code.REQUEST_ID_REUSED, "request_id", "reused", detail),))
-        verdict = judge(case.request, case.row.customer_id, self._circumstances(case.row.deadline_ms))
+        pinned = standing.record.deployment if isinstance(standing, Redelivery) else ""
+        around = self._circumstances(case.row.deadline_ms)
+        verdict = judge(case.request, case.row.customer_id, around, pinned=pinned)
         duplicate = earlier == Code.DUPLICATE or (not earlier and self._table.is_duplicate(case.row_id, case.row))
         if isinstance(verdict, Accepted) and duplicate:
             detail = "this observation was sent before under another request id: send a new frame, or count `step` on"
@@ -133,6 +135,8 @@ class RequestAgent:
         """Record first, then forward and wait for the acknowledgement."""
         if isinstance(verdict, Refused):
             case.row.refusal = verdict.code
+        else:
+            case.row.deployment = verdict.deployment.deployment
         if again:
             self._metrics.gate_decisions.labels("redelivered").inc()
         else:
@@ -300,6 +304,7 @@ def circumstances_of(
     has_live_worker: Callable[[str], bool],
     stop_of: Callable[[str, str, str], Control | None],
     max_ttl_ms: int,
+    weights_of: Callable[[str], Mapping[str, float] | None] = lambda model: None,
 ) -> Callable[[int], Circumstances]:
     """What decides besides the request, as of the moment of the question."""
 
@@ -311,6 +316,7 @@ def circumstances_of(
             now_ms=time.time_ns() // 1_000_000,
             deadline_ms=deadline_ms,
             max_ttl_ms=max_ttl_ms,
+            weights_of=weights_of,
         )
 
     return now

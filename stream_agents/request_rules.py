@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from schemas.cards import CardSet, EmbodimentCard, ModelCard
@@ -70,14 +70,21 @@ class Circumstances:
     max_ttl_ms: int
     #: Nobody is asked to wait for less than a worker needs to come back.
     worker_retry_after_s: float = 2.0
+    #: Model -> deployment -> weight, as the operator deals its robots; None where the cards do.
+    weights_of: Callable[[str], Mapping[str, float] | None] = lambda model: None
 
 
-def judge(request: InferenceRequest, customer_id: str, around: Circumstances) -> Accepted | Refused:
-    """Apply every rule. Content comes before circumstances, so that a faulty request learns all its faults at once."""
+def judge(
+    request: InferenceRequest, customer_id: str, around: Circumstances, *, pinned: str = ""
+) -> Accepted | Refused:
+    """Apply every rule. Content comes before circumstances, so that a faulty request learns all its faults at once.
+
+    pinned: the deployment that this request was sent to before; it goes there again, however robots are dealt now.
+    """
     faults = [*_identity(request), *_instruction(request), *_time_to_live(request, around.max_ttl_ms)]
     embodiment, type_faults = _robot_type(request, around.cards)
     faults += type_faults
-    deployment, model_faults = _deployment(request, embodiment, around.cards)
+    deployment, model_faults = _deployment(request, embodiment, around, pinned)
     faults += model_faults
     if embodiment is not None:
         faults += _numbers(request, embodiment)
@@ -99,15 +106,24 @@ def judge(request: InferenceRequest, customer_id: str, around: Circumstances) ->
     return Accepted(deployment, embodiment, tuple(sizes))
 
 
-def route(model: str, robot_id: str, robot_type: str, cards: CardSet) -> ModelCard | None:
-    """The deployment of a robot: stable by robot id, in proportion to the cards' traffic. None if none fits."""
-    fitting = [card for card in cards.deployments(model) if robot_type in card.embodiments and card.traffic > 0]
-    point = fraction(robot_id) * sum(card.traffic for card in fitting)
-    for card in fitting:
-        point -= card.traffic
+def route(
+    model: str, robot_id: str, robot_type: str, cards: CardSet, weights: Mapping[str, float] | None = None
+) -> ModelCard | None:
+    """The deployment of a robot: stable by robot id, in proportion to the weights. None if none fits.
+
+    weights: deployment -> weight; the cards' own `traffic` where there are none, or none that fit the cards.
+    """
+    fitting = [card for card in cards.deployments(model) if robot_type in card.embodiments]
+    shares = [(card, weights.get(card.deployment, 0.0) if weights is not None else 0.0) for card in fitting]
+    if not any(weight > 0 for _, weight in shares):
+        shares = [(card, card.traffic) for card in fitting]
+    shares = [(card, weight) for card, weight in shares if weight > 0]
+    point = fraction(robot_id) * sum(weight for _, weight in shares)
+    for card, weight in shares:
+        point -= weight
         if point < 0:
             return card
-    return fitting[-1] if fitting else None
+    return shares[-1][0] if shares else None
 
 
 def _identity(request: InferenceRequest) -> Iterator[Fault]:
@@ -167,8 +183,9 @@ def _robot_type(request: InferenceRequest, cards: CardSet) -> tuple[EmbodimentCa
 
 
 def _deployment(
-    request: InferenceRequest, embodiment: EmbodimentCard | None, cards: CardSet
+    request: InferenceRequest, embodiment: EmbodimentCard | None, around: Circumstances, pinned: str
 ) -> tuple[ModelCard | None, list[Fault]]:
+    cards = around.cards
     model = request.model or cards.default_model or ""
     if not cards.deployments(model):
         known = ", ".join(sorted({card.model for card in cards.models}))
@@ -176,7 +193,10 @@ def _deployment(
         return None, [Fault(Code.UNKNOWN_MODEL, "model", "unknown_model", detail)]
     if embodiment is None:
         return None, []
-    deployment = route(model, request.robot_id, embodiment.robot_type, cards)
+    deployment = cards.deployment(pinned) if pinned else None
+    if deployment is None:
+        weights = around.weights_of(model)
+        deployment = route(model, request.robot_id, embodiment.robot_type, cards, weights)
     if deployment is None:
         serves = sorted({name for card in cards.deployments(model) for name in card.embodiments})
         detail = f"{model} does not serve {embodiment.robot_type}; it serves: {', '.join(serves)}"

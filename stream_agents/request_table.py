@@ -187,6 +187,15 @@ class RequestTable:
         earlier = chunk is not None and chunk.source_topic == source.topic and chunk.source_offset < source.offset
         return chunk if earlier else None
 
+    def is_overtaken(self, customer_id: str, robot_id: str, source: Source, deployment: str) -> bool:
+        """Whether this robot already got a chunk of another deployment for a later request than `source`.
+
+        Within a deployment its worker keeps a robot's order; between two only this does, while a robot moves.
+        """
+        chunk = self._chunks.get(_robot(customer_id, robot_id))
+        later = chunk is not None and chunk.source_topic == source.topic and chunk.source_offset > source.offset
+        return later and chunk is not None and chunk.deployment != deployment
+
     def remember_chunk(self, customer_id: str, robot_id: str, chunk: LastChunk) -> None:
         key = _robot(customer_id, robot_id)
         self._chunks[key] = chunk

@@ -19,11 +19,12 @@ from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
+from runtime.traffic import TrafficTable
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import load_cards
 from schemas.messages import Control
-from schemas.topics import CONSENT, CONTROL, REPLIES, WORKERS
+from schemas.topics import CONSENT, CONTROL, REPLIES, TRAFFIC, WORKERS
 from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
@@ -53,11 +54,13 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     cards = load_cards(settings.cards_dir)
     workers, stops = LiveWorkers(settings.worker_timeout_s), StopList()
     consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
+    traffic = TrafficTable()
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
     views = [
         CompactedView(build_view_consumer, WORKERS, workers.update),
         CompactedView(build_view_consumer, CONTROL, stops.update),
         CompactedView(build_view_consumer, CONSENT, consents.update),
+        CompactedView(build_view_consumer, TRAFFIC, traffic.update),
     ]
     origins = Origins(settings.fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
@@ -75,7 +78,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     status = StatusServer(
         host=settings.host,
         port=settings.metrics_port,
-        metrics=metrics,
+        metrics=metrics if settings.enable_prometheus else None,
         waiting=lambda: _waiting(views, gate, warm),
     )
     lifecycle.on_close("status", status.close)
@@ -86,7 +89,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     for view in views:
         view.start()
         lifecycle.on_close("view", view.close)
-    # Nothing is judged before every stop, every consent and every worker is known.
+    # Nothing is judged before every stop, every consent, every worker and every share is known.
     await asyncio.to_thread(_wait_for_views, views, settings.shutdown_timeout_s * 3)
     await asyncio.to_thread(publisher.warm_up, REPLIES, 0)
     warm.set()
@@ -108,6 +111,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
             has_live_worker=lambda deployment: bool(workers.live(deployment)),
             stop_of=stop_of,
             max_ttl_ms=settings.max_ttl_ms,
+            weights_of=traffic.weights,
         ),
         default_ttl_ms=settings.default_ttl_ms,
         max_ttl_ms=settings.max_ttl_ms,

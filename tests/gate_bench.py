@@ -24,7 +24,7 @@ from schemas.messages import (
     Outcome,
 )
 from schemas.summary import summarize
-from schemas.topics import OUTCOMES, REPLIES, REQUESTS, RESULTS, declare
+from schemas.topics import OUTCOMES, REPLIES, REQUESTS, RESULTS, accepted_topic, declare
 from stream_agents.action_agent import ActionAgent
 from stream_agents.delivery import DeadLetters, Delivery
 from stream_agents.log_reader import LogReader
@@ -63,7 +63,11 @@ class GateBench:
     def __init__(self, **settings: Any) -> None:
         self.broker = InMemoryBroker()
         for topic in declare(
-            fleets=["north"], deployments=["test-model-a"], partitions=2, accepted_partitions=2, reply_partitions=4
+            fleets=["north"],
+            deployments=["test-model-a", "test-model-b"],
+            partitions=2,
+            accepted_partitions=2,
+            reply_partitions=4,
         ):
             self.broker.create_topic(topic.name, topic.partitions)
         self.publisher = self.broker.publisher()
@@ -71,6 +75,9 @@ class GateBench:
         self.store: dict[bytes, bytes] = {}
         self.stop: Control | None = None
         self.live = True
+        #: Of the installation; `weights` deals a model's robots to its deployments, where it names the model.
+        self.cards = settings.pop("cards", None) or cards()
+        self.weights: dict[str, dict[str, float]] = {}
         #: Customer -> consent tier.
         self.tiers: dict[str, str] = {}
         self.settings = settings
@@ -82,7 +89,7 @@ class GateBench:
         self.table.restore({0, 1})
         delivery = Delivery(self.publisher, self.metrics)
         dead_letters = DeadLetters(delivery, self.metrics, group="vla-gate")
-        card_set = cards()
+        card_set = self.cards
         self.requests = RequestAgent(
             table=self.table,
             origins=Origins(("north",), reply_partitions=4),
@@ -94,6 +101,7 @@ class GateBench:
                 has_live_worker=lambda deployment: self.live,
                 stop_of=self.stop_of,
                 max_ttl_ms=60_000,
+                weights_of=lambda model: self.weights.get(model),
             ),
             default_ttl_ms=FAR,
             max_ttl_ms=FAR,
@@ -145,10 +153,11 @@ class GateBench:
         self.seen[topic] = 0
         await self.step(topic)
 
-    def infer(self, values: np.ndarray | None = None) -> None:
-        """Play the GPU worker for every accepted record that it has not seen."""
-        records = self.broker.records(ACCEPTED)
-        for record in records[self.seen.get(ACCEPTED, 0) :]:
+    def infer(self, values: np.ndarray | None = None, deployment: str = "test-model-a") -> None:
+        """Play a deployment's GPU worker for every accepted record that it has not seen."""
+        topic = accepted_topic(deployment)
+        records = self.broker.records(topic)
+        for record in records[self.seen.get(topic, 0) :]:
             headers = record.headers
             request = InferenceRequest.FromString(record.value or b"")
             source = Source.parse(headers[h.SOURCE])
@@ -165,11 +174,11 @@ class GateBench:
                 ),
                 result=InferenceResult(
                     chunk=ActionMatrix(horizon=chunk.shape[0], dim=chunk.shape[1], values=chunk.ravel().tolist()),
-                    deployment="test-model-a",
+                    deployment=deployment,
                 ),
             )
             self.put(completion.SerializeToString(), {}, RESULTS, source.partition)
-        self.seen[ACCEPTED] = len(records)
+        self.seen[topic] = len(records)
 
     def answers(self, topic: str = REPLIES) -> list[Answer]:
         return [Answer(Outcome.FromString(r.value or b""), r.headers) for r in self.broker.records(topic)]

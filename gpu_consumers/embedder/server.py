@@ -48,7 +48,7 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     status = StatusServer(
         host=settings.host,
         port=settings.metrics_port,
-        metrics=metrics,
+        metrics=metrics if settings.enable_prometheus else None,
         waiting=lambda: _waiting(processors),
         alive=lambda: all(one.since_poll_s < _STUCK_S for one in processors),
     )

@@ -44,7 +44,12 @@ def main(settings: Settings) -> int:
     redis = Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=5.0, socket_connect_timeout=5.0)
     lifecycle.on_close("valkey", lambda deadline: redis.close())
     worker = Worker(settings, database, open_lake(settings), redis, metrics)
-    status = StatusServer(host=settings.host, port=settings.metrics_port, metrics=metrics, waiting=worker.waiting)
+    status = StatusServer(
+        host=settings.host,
+        port=settings.metrics_port,
+        metrics=metrics if settings.enable_prometheus else None,
+        waiting=worker.waiting,
+    )
     lifecycle.on_close("status", status.close)
     with lifecycle.signals():
         try:

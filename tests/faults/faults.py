@@ -20,6 +20,7 @@ from schemas.topics import OUTCOMES, REQUESTS, RESULTS, accepted_topic, requests
 from tests import pictures
 from tests.faults.ledger import Sent
 from tests.faults.load import FLEET, message
+from tests.faults.rollout import roll_a_revision
 from tests.faults.scene import CARD, Scene
 
 OUTAGE_S = 20.0
@@ -202,6 +203,7 @@ SHORT = [
     Fault("policy that raises, returns NaN, a wrong shape", failing_policy),
     Fault("policy that hangs", hanging_policy),
     Fault("poison on every topic", poison_everywhere),
+    Fault("a revision rolled on and back beside another model", roll_a_revision),
 ]
 
 ALL = [

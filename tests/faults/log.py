@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from confluent_kafka import TopicPartition
@@ -66,7 +66,7 @@ def decided(found: list[tuple[Outcome, Record]]) -> list[Decided]:
     ]
 
 
-def gate_flow(settings: Settings, found: list[tuple[Outcome, Record]], deployment: str) -> Flow:
+def gate_flow(settings: Settings, found: list[tuple[Outcome, Record]], deployments: Sequence[str]) -> Flow:
     """Requests to what was accepted, refused or decided of them; completions to outcomes."""
     flow = Flow()
     decided_s: dict[str, float] = {}
@@ -75,7 +75,7 @@ def gate_flow(settings: Settings, found: list[tuple[Outcome, Record]], deploymen
         at_s = record.timestamp_ms / 1000
         flow.note(source.topic, source.partition, source.offset, at_s)
         decided_s[outcome.row_id] = min(at_s, decided_s.get(outcome.row_id, at_s))
-    for record in records(settings, accepted_topic(deployment)):
+    for record in (one for name in deployments for one in records(settings, accepted_topic(name))):
         if h.SOURCE in record.headers:
             source_at = h.Source.parse(record.headers[h.SOURCE])
             flow.note(source_at.topic, source_at.partition, source_at.offset, record.timestamp_ms / 1000)

@@ -14,7 +14,7 @@ from tests.faults.faults import Fault
 from tests.faults.ledger import broken_promises, longest_silence_s
 from tests.faults.load import FLEET, Load
 from tests.faults.offsets import CommitWatch, premature
-from tests.faults.scene import CARD, Scene
+from tests.faults.scene import CARDS, Scene
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ def _broken(settings: Settings, load: Load, watch: CommitWatch) -> list[str]:
         if load.ledger.sent.keys() <= {outcome.request.request_id for outcome, _ in found} or time.monotonic() > end:
             break
     mine = [decided for decided in log.decided(found) if decided.request_id in load.ledger.sent]
-    flow = log.gate_flow(settings, found, CARD.deployment)
+    flow = log.gate_flow(settings, found, [card.deployment for card in CARDS.models])
     return [*broken_promises(load.ledger, mine), *premature(watch.commits, flow)]

@@ -20,13 +20,18 @@ from runtime.stack.component import Say
 from runtime.stack.layout import Layout, free_port
 from runtime.stack.roles import ROBOT_PATH, answers_ready, vlastream
 from runtime.stack.stack import Stack
-from tests.cards import embodiment, model
+from tests.cards import cards, embodiment, model
 from tests.e2e.running_stack import RunningStack
 from tests.faults.load import Load
 
 #: Answers as a device would that takes 15 ms and 5 ms a request, and obeys "fault ..." in instructions.
 CARD = model(policy_config={"service_time_base_ms": 15, "service_time_per_item_ms": 5, "faults": True})
 GROUP = group_of(CARD)
+#: The next revision of the same model, which gets no robots until somebody says so; and another model. Nobody serves
+#: either of them until a fault starts a worker.
+NEXT = CARD.model_copy(update={"deployment": "test-model-b", "traffic": 0.0, "default": False})
+OTHER = CARD.model_copy(update={"model": "other-model", "deployment": "other-model-a", "default": False})
+CARDS = cards(CARD, NEXT, OTHER)
 
 
 @contextmanager
@@ -35,13 +40,17 @@ def fault_stack(folder: Path, say: Say = print, *, session_timeout_ms: int | Non
 
     session_timeout_ms: of the consumers; default: the embedded stack's.
     """
-    cards = folder / "cards"
-    for kind, name, card in (("embodiments", "test_arm", embodiment()), ("models", "test_model", CARD)):
-        (cards / kind).mkdir(parents=True)
-        content = card.model_dump(mode="json", exclude_none=True)
-        (cards / kind / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    cards_dir = folder / "cards"
+    for kind, found in (
+        ("embodiments", {"test_arm": embodiment()}),
+        ("models", {c.deployment: c for c in CARDS.models}),
+    ):
+        (cards_dir / kind).mkdir(parents=True)
+        for name, card in found.items():
+            content = card.model_dump(mode="json", exclude_none=True)
+            (cards_dir / kind / f"{name}.yaml").write_text(yaml.safe_dump(content))
     environment = {
-        "CARDS_DIR": str(cards),
+        "CARDS_DIR": str(cards_dir),
         "DEFAULT_CONSENT_TIER": "full",
         "PARQUET_FLUSH_INTERVAL_S": "2",
         "POLICY_TIMEOUT_S": "4",
@@ -89,12 +98,26 @@ class Scene:
         servers = ["kafka", "postgres", "valkey", "s3"]
         return servers + [role.name for role in ROBOT_PATH for _ in range(2 if role.name == "gpu" else role.count)]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a role of this stack is started with."""
+        found: dict[str, str] = psutil.Process(self.stack.pids("gpu")[0]).environ()
+        return found
+
+    def command(self, *arguments: str) -> str:
+        """One `vlastream` command to its end, which must be a good one; what it printed."""
+        ran = subprocess.run(
+            vlastream(*arguments), env=self.environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert ran.returncode == 0, f"vlastream {' '.join(arguments)}: {ran.stdout[-2000:]} {ran.stderr[-2000:]}"
+        return ran.stdout
+
     @contextmanager
-    def more_gpu_workers(self, count: int) -> Iterator[None]:
+    def more_gpu_workers(self, count: int, deployment: str = CARD.deployment) -> Iterator[None]:
         """Further `vlastream gpu` processes, beside those of the stack, ended by SIGTERM."""
-        environment = psutil.Process(self.stack.pids("gpu")[0]).environ()
+        environment = {**self.environment, "DEPLOYMENT": deployment}
         ports = [free_port() for _ in range(count)]
-        log = self.stack.log_of("gpu-more").open("ab")
+        log = self.stack.log_of(f"more-{deployment}").open("ab")
         workers = [
             subprocess.Popen(
                 vlastream("gpu"),

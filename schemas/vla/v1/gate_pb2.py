@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from schemas.vla.v1 import inference_pb2 as schemas_dot_vla_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19schemas/vla/v1/gate.proto\x12\x06vla.v1\x1a\x1eschemas/vla/v1/inference.proto\"H\n\x0cReplyAddress\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x16\n\x0e\x63orrelation_id\x18\x03 \x01(\t\"\xc1\x02\n\rRequestRecord\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x10\n\x08robot_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x12\n\nepisode_id\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12$\n\x06source\x18\x07 \x01(\x0b\x32\x14.vla.v1.SourceRecord\x12\x16\n\x0e\x61ppended_at_ms\x18\x08 \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x03\x12%\n\x07waiting\x18\n \x03(\x0b\x32\x14.vla.v1.ReplyAddress\x12\x0f\n\x07\x64\x65\x63ided\x18\x0b \x01(\x08\x12\x16\n\x0eoutcome_offset\x18\x0c \x01(\x03\x12\x0f\n\x07refusal\x18\r \x01(\t\x12\x0f\n\x07refused\x18\x0e \x01(\x08\"\x9e\x01\n\tLastChunk\x12\x15\n\rsource_offset\x18\x01 \x01(\x03\x12\x14\n\x0csource_topic\x18\x02 \x01(\t\x12\x12\n\nepisode_id\x18\x03 \x01(\t\x12%\n\x07\x61\x63tions\x18\x04 \x01(\x0b\x32\x14.vla.v1.ActionMatrix\x12\x12\n\ndeployment\x18\x05 \x01(\t\x12\x15\n\rdecided_at_ms\x18\x06 \x01(\x03\"b\n\nTableValue\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x15.vla.v1.RequestRecordH\x00\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.vla.v1.LastChunkH\x00\x42\x06\n\x04kindb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19schemas/vla/v1/gate.proto\x12\x06vla.v1\x1a\x1eschemas/vla/v1/inference.proto\"H\n\x0cReplyAddress\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x16\n\x0e\x63orrelation_id\x18\x03 \x01(\t\"\xd5\x02\n\rRequestRecord\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x10\n\x08robot_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x12\n\nepisode_id\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12$\n\x06source\x18\x07 \x01(\x0b\x32\x14.vla.v1.SourceRecord\x12\x16\n\x0e\x61ppended_at_ms\x18\x08 \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x03\x12%\n\x07waiting\x18\n \x03(\x0b\x32\x14.vla.v1.ReplyAddress\x12\x0f\n\x07\x64\x65\x63ided\x18\x0b \x01(\x08\x12\x16\n\x0eoutcome_offset\x18\x0c \x01(\x03\x12\x0f\n\x07refusal\x18\r \x01(\t\x12\x0f\n\x07refused\x18\x0e \x01(\x08\x12\x12\n\ndeployment\x18\x0f \x01(\t\"\x9e\x01\n\tLastChunk\x12\x15\n\rsource_offset\x18\x01 \x01(\x03\x12\x14\n\x0csource_topic\x18\x02 \x01(\t\x12\x12\n\nepisode_id\x18\x03 \x01(\t\x12%\n\x07\x61\x63tions\x18\x04 \x01(\x0b\x32\x14.vla.v1.ActionMatrix\x12\x12\n\ndeployment\x18\x05 \x01(\t\x12\x15\n\rdecided_at_ms\x18\x06 \x01(\x03\"b\n\nTableValue\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x15.vla.v1.RequestRecordH\x00\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.vla.v1.LastChunkH\x00\x42\x06\n\x04kindb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLYADDRESS']._serialized_start=69
   _globals['_REPLYADDRESS']._serialized_end=141
   _globals['_REQUESTRECORD']._serialized_start=144
-  _globals['_REQUESTRECORD']._serialized_end=465
-  _globals['_LASTCHUNK']._serialized_start=468
-  _globals['_LASTCHUNK']._serialized_end=626
-  _globals['_TABLEVALUE']._serialized_start=628
-  _globals['_TABLEVALUE']._serialized_end=726
+  _globals['_REQUESTRECORD']._serialized_end=485
+  _globals['_LASTCHUNK']._serialized_start=488
+  _globals['_LASTCHUNK']._serialized_end=646
+  _globals['_TABLEVALUE']._serialized_start=648
+  _globals['_TABLEVALUE']._serialized_end=746
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,7 @@ class RequestRecord(_message.Message):
     OUTCOME_OFFSET_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     robot_id: _builtins.str
     request_id: _builtins.str
@@ -84,6 +85,8 @@ class RequestRecord(_message.Message):
     """code of a refusal by the request gate; empty: accepted"""
     refused: _builtins.bool
     """decided, and not with actions: the content may be sent again"""
+    deployment: _builtins.str
+    """where it was sent; empty: refused. A redelivery goes there again"""
     @_builtins.property
     def source(self) -> _inference_pb2.SourceRecord: ...
     @_builtins.property
@@ -105,10 +108,11 @@ class RequestRecord(_message.Message):
         outcome_offset: _builtins.int = ...,
         refusal: _builtins.str = ...,
         refused: _builtins.bool = ...,
+        deployment: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended_at_ms", b"appended_at_ms", "customer_id", b"customer_id", "deadline_ms", b"deadline_ms", "decided", b"decided", "digest", b"digest", "episode_id", b"episode_id", "outcome_offset", b"outcome_offset", "refusal", b"refusal", "refused", b"refused", "request_id", b"request_id", "robot_id", b"robot_id", "source", b"source", "step", b"step", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended_at_ms", b"appended_at_ms", "customer_id", b"customer_id", "deadline_ms", b"deadline_ms", "decided", b"decided", "deployment", b"deployment", "digest", b"digest", "episode_id", b"episode_id", "outcome_offset", b"outcome_offset", "refusal", b"refusal", "refused", b"refused", "request_id", b"request_id", "robot_id", b"robot_id", "source", b"source", "step", b"step", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -801,6 +801,15 @@ class WorkerHeartbeat(_message.Message):
     GPU_MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     GPU_MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     GPU_TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    GPU_POWER_WATTS_FIELD_NUMBER: _builtins.int
+    GPU_THROTTLE_REASONS_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_PER_INFERENCE_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
+    REFUSED_TOTAL_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    LATENCY_P50_S_FIELD_NUMBER: _builtins.int
+    LATENCY_P95_S_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     deployment: _builtins.str
     model: _builtins.str
@@ -823,6 +832,25 @@ class WorkerHeartbeat(_message.Message):
     gpu_memory_used_bytes: _builtins.int
     gpu_memory_total_bytes: _builtins.int
     gpu_temperature_celsius: _builtins.float
+    gpu_power_watts: _builtins.float
+    gpu_memory_per_inference_bytes: _builtins.int
+    """peak of the last batch beyond the weights, over its size; 0: not known"""
+    host: _builtins.str
+    gpu_uuid: _builtins.str
+    """tells apart devices of one host that are all "cuda:0" to their workers"""
+    refused_total: _builtins.int
+    """of the completions, those without actions"""
+    latency_p50_s: _builtins.float
+    """of the last requests, from the worker's receipt to its completion"""
+    latency_p95_s: _builtins.float
+    @_builtins.property
+    def gpu_throttle_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of what slows the device down now; "unknown" for one without a name here"""
+
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCount]:
+        """since the worker's start, by size"""
+
     def __init__(
         self,
         *,
@@ -843,14 +871,106 @@ class WorkerHeartbeat(_message.Message):
         gpu_memory_used_bytes: _builtins.int = ...,
         gpu_memory_total_bytes: _builtins.int = ...,
         gpu_temperature_celsius: _builtins.float = ...,
+        gpu_power_watts: _builtins.float = ...,
+        gpu_throttle_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        gpu_memory_per_inference_bytes: _builtins.int = ...,
+        host: _builtins.str = ...,
+        gpu_uuid: _builtins.str = ...,
+        refused_total: _builtins.int = ...,
+        batches: _abc.Iterable[Global___BatchCount] | None = ...,
+        latency_p50_s: _builtins.float = ...,
+        latency_p95_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_total", b"completed_total", "cost_base_s", b"cost_base_s", "cost_per_item_s", b"cost_per_item_s", "deployment", b"deployment", "device", b"device", "device_name", b"device_name", "gpu_memory_total_bytes", b"gpu_memory_total_bytes", "gpu_memory_used_bytes", b"gpu_memory_used_bytes", "gpu_temperature_celsius", b"gpu_temperature_celsius", "gpu_utilization", b"gpu_utilization", "in_flight", b"in_flight", "max_batch", b"max_batch", "model", b"model", "model_revision", b"model_revision", "queue_depth", b"queue_depth", "sent_at_ms", b"sent_at_ms", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "completed_total", b"completed_total", "cost_base_s", b"cost_base_s", "cost_per_item_s", b"cost_per_item_s", "deployment", b"deployment", "device", b"device", "device_name", b"device_name", "gpu_memory_per_inference_bytes", b"gpu_memory_per_inference_bytes", "gpu_memory_total_bytes", b"gpu_memory_total_bytes", "gpu_memory_used_bytes", b"gpu_memory_used_bytes", "gpu_power_watts", b"gpu_power_watts", "gpu_temperature_celsius", b"gpu_temperature_celsius", "gpu_throttle_reasons", b"gpu_throttle_reasons", "gpu_utilization", b"gpu_utilization", "gpu_uuid", b"gpu_uuid", "host", b"host", "in_flight", b"in_flight", "latency_p50_s", b"latency_p50_s", "latency_p95_s", b"latency_p95_s", "max_batch", b"max_batch", "model", b"model", "model_revision", b"model_revision", "queue_depth", b"queue_depth", "refused_total", b"refused_total", "sent_at_ms", b"sent_at_ms", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerHeartbeat: _TypeAlias = WorkerHeartbeat  # noqa: Y015
+
+@_typing.final
+class BatchCount(_message.Message):
+    """How many batches of one size ran."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCount: _TypeAlias = BatchCount  # noqa: Y015
+
+@_typing.final
+class Traffic(_message.Message):
+    """Value of vla.traffic.v1, keyed by model: how a model's robots are dealt to its deployments from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    who: _builtins.str
+    why: _builtins.str
+    at_ms: _builtins.int
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrafficShare]:
+        """a deployment that is not named gets none"""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        shares: _abc.Iterable[Global___TrafficShare] | None = ...,
+        who: _builtins.str = ...,
+        why: _builtins.str = ...,
+        at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "model", b"model", "shares", b"shares", "who", b"who", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Traffic: _TypeAlias = Traffic  # noqa: Y015
+
+@_typing.final
+class TrafficShare(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    weight: _builtins.float
+    """relative, at least 0"""
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrafficShare: _TypeAlias = TrafficShare  # noqa: Y015
 
 @_typing.final
 class Control(_message.Message):
