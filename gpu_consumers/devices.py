@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from runtime.errors import DeviceFault
 from runtime.settings import Settings
 from schemas.cards import ModelCard
 
@@ -14,11 +15,18 @@ def choose_device(settings: Settings, card: ModelCard) -> str:
 
 
 def best_device(settings: Settings) -> str:
-    """The torch name of the GPU that the settings name, the CPU where there is none."""
+    """The torch name of the GPU that the settings name, the CPU where there is none.
+
+    Raises DeviceFault where there is none and one is required.
+    """
     import torch
 
     torch.set_num_threads(settings.torch_threads)
-    return f"cuda:{settings.gpu_device}" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available() and settings.gpu_device < torch.cuda.device_count():
+        return f"cuda:{settings.gpu_device}"
+    if settings.require_gpu:
+        raise DeviceFault(f"CUDA cannot use GPU {settings.gpu_device} of this process: see `nvidia-smi` on this host")
+    return "cpu"
 
 
 def device_name(device: str) -> str:

@@ -67,8 +67,9 @@ class Heartbeat:
         self._sent = True
 
     def leave(self) -> None:
-        """A clean stop: whoever reads the topic forgets this worker at once."""
+        """A clean stop, or a server that is away: whoever reads the topic forgets this worker at once."""
         if self._sent:
+            self._sent = False
             self._write(None)
 
     def _write(self, value: bytes | None) -> None:

@@ -12,11 +12,11 @@ from gpu_consumers.batching import BatchQueue, Dispatch, Wait, Waiting
 from gpu_consumers.device_monitor import MemoryMeter
 from gpu_consumers.devices import is_out_of_memory, release_memory
 from gpu_consumers.jobs import Job
-from gpu_consumers.policies.contract import Policy, PolicyError
+from gpu_consumers.policies.contract import Policy, PolicyError, RemotePolicy
 from gpu_consumers.publish_stage import Inferred, PublishStage, Refused
 from gpu_consumers.warm_up import blank
 from gpu_consumers.watchdog import Watchdog
-from runtime.errors import Fatal
+from runtime.errors import Fatal, Retry
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from schemas.codes import Code
@@ -61,6 +61,8 @@ class InferStage:
         #: Batches to run again, ahead of the queue.
         self._again: deque[list[Job]] = deque()
         self._batches: Counter[int] = Counter()
+        #: Until when a server that is away is left alone; None while it is there.
+        self._rest_until_s: float | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="infer", daemon=True)
 
@@ -68,6 +70,11 @@ class InferStage:
     def depth(self) -> int:
         """Requests that wait for the device."""
         return len(self._queue)
+
+    @property
+    def away(self) -> bool:
+        """Whether the server that the policy runs on did not answer the last time."""
+        return self._rest_until_s is not None
 
     @property
     def max_batch(self) -> int:
@@ -122,16 +129,24 @@ class InferStage:
     def _run(self) -> None:
         try:
             while (batch := self._next_batch()) is not None:
-                self._infer(batch)
+                if batch:
+                    self._infer(batch)
+                else:
+                    self._probe()
         except BaseException as error:
             self._fail(error)
 
     def _next_batch(self) -> list[Job] | None:
-        """Wait for the next batch; None once the stage stops."""
+        """Wait for the next batch; None once the stage stops, nothing in it where a server is to be looked for."""
         with self._arrived:
             while not self._stopping:
                 now = self._clock()
                 self._refuse_expired([waiting.item for waiting in self._queue.take_expired(now)])
+                if self._rest_until_s is not None and now < self._rest_until_s:
+                    self._arrived.wait(self._rest_until_s - now)
+                    continue
+                if self.away and not self._again and not len(self._queue):
+                    return []
                 if self._again:
                     batch = self._again.popleft()
                     alive = [job for job in batch if not self._queue.too_late(_due_s(job), now)]
@@ -155,9 +170,15 @@ class InferStage:
             with self._watchdog.watching("infer"):
                 raw = self._policy.infer([job.prepared for job in batch])
             self._memory.end(len(batch))
+        except Retry as error:
+            self._wait_for_server(batch, error)
+            return
+        except Fatal:
+            raise
         except Exception as error:
             self._failed(batch, error)
             return
+        self._rest_until_s = None
         ended = self._clock()
         took_s = ended - started
         with self._arrived:
@@ -190,6 +211,30 @@ class InferStage:
         else:
             log.warning("a batch of %d failed, running it in halves: %r", len(batch), error, extra={"action": "infer"})
             self.run_again(batch)
+
+    def _wait_for_server(self, batch: list[Job], error: Retry) -> None:
+        """Run them again, ahead of all others, as long as their deadlines allow."""
+        if not self.away:
+            log.warning("waiting: %s", error, extra={"action": "server_away"})
+        self._metrics.retries.labels("infer", "Retry").inc()
+        with self._arrived:
+            self._queue.device_free()
+        self._first([batch])
+        self._rest_until_s = self._clock() + error.after_s
+
+    def _probe(self) -> None:
+        """Look for a server that is away while nobody asks for it."""
+        if not isinstance(self._policy, RemotePolicy):
+            self._rest_until_s = None
+            return
+        try:
+            with self._watchdog.watching("probe"):
+                self._policy.probe()
+        except Retry as error:
+            self._rest_until_s = self._clock() + error.after_s
+            return
+        log.info("the policy's server is back", extra={"action": "server_back"})
+        self._rest_until_s = None
 
     def _prove_device(self, cause: Exception) -> None:
         """Raises Fatal where the device fails on a blank request as it did on a robot's.

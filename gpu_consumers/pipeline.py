@@ -150,6 +150,7 @@ class Worker:
         # At the second heartbeat API and gate have long read the first: who is ready is asked, too.
         known = self._heartbeat.acknowledged >= 2
         steps = {"the warm-up": self._warm, "its group": self._processor.joined, "its heartbeats": known}
+        steps["the policy's server"] = not self._infer.away
         return [name for name, passed in steps.items() if not passed]
 
     @property
@@ -173,7 +174,10 @@ class Worker:
             step, inside_s = self._watchdog.longest()
             self._on_hang(f"the policy has not come back from {step} for {inside_s:.0f} s")
         self._metrics.queue_depth.labels(self._policy.card.deployment).set(self.queue_depth)
-        if self._warm and self._processor.joined and not self._hung(_SUSPECT):
+        if self._infer.away:
+            # Who asks now is told at once that nobody serves; what is here already is tried until its deadline.
+            self._heartbeat.leave()
+        elif self._warm and self._processor.joined and not self._hung(_SUSPECT):
             self._heartbeat.beat()
 
     def _stop_intake(self, deadline: Deadline) -> None:

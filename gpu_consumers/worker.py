@@ -6,7 +6,7 @@ from confluent_kafka import Consumer
 
 from gpu_consumers.devices import choose_device
 from gpu_consumers.pipeline import Worker, group_of
-from gpu_consumers.policies.registry import load_policy
+from gpu_consumers.policies.registry import load_options, load_policy
 from runtime.errors import Fatal
 from runtime.kafka import build_consumer, build_producer, partition_count, wait_for_kafka
 from runtime.lifecycle import Lifecycle
@@ -54,7 +54,7 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
             partition_count(built, topic)
         return built
 
-    policy = load_policy(card, choose_device(settings, card))
+    policy = load_policy(card, choose_device(settings, card), load_options(settings))
     workers.append(
         Worker(
             settings=settings,

@@ -98,9 +98,10 @@ def gate() -> None:
 
 
 @main.command()
-def gpu() -> None:
+@click.option("--all", "everything", is_flag=True, help="one worker for each GPU of this host, kept running")
+def gpu(everything: bool) -> None:
     """Role: batched inference for one deployment on one device."""
-    _run_role("gpu", "gpu_consumers.worker:main")
+    _run_role("gpu", "gpu_consumers.device_group:main" if everything else "gpu_consumers.worker:main")
 
 
 @main.group(cls=_InOrder)

@@ -92,10 +92,14 @@ class Settings(BaseSettings):
 
     # --- GPU consumers
     deployment: str = ""
+    #: For the server of a policy that runs elsewhere, sent as `Authorization: Api-Key ...`.
+    policy_api_key: SecretStr = SecretStr("")
     #: The GPU of a single worker, as CUDA numbers them. `gpu --all` gives each worker one of its own.
     gpu_device: int = Field(default=0, ge=0)
     #: Which GPUs there are for this process, as CUDA reads it. None: all of them.
     cuda_visible_devices: str | None = None
+    #: End rather than serve a policy with weights on the CPU; `gpu --all` sets it for those that it gives a GPU.
+    require_gpu: bool = False
     #: Workers that `gpu --all` runs on this host at most; 0: one a GPU, and one without a GPU.
     inference_max_workers: int = Field(default=0, ge=0)
     #: Threads of a worker that decode and prepare.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import SecretStr
 
 from schemas.cards import ModelCard
 
@@ -32,12 +33,26 @@ class Observation:
     seed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What this process brings to loading, whatever the card. A policy takes what concerns it."""
+
+    #: For the server that a policy runs on; empty: none.
+    api_key: SecretStr = SecretStr("")
+
+
+AS_THE_CARD_SAYS = LoadOptions()
+
+
 class PolicyError(Exception):
     """This one observation cannot be served; the rest of its batch can. The message goes to the robot."""
 
 
 class Policy(Protocol):
-    """Prepared and Raw are the policy's own business; the worker passes them along untouched."""
+    """Prepared and Raw are the policy's own business; the worker passes them along untouched.
+
+    Built as `policy(card, device, options)`; raises Fatal with what to do where the weights do not fit the card.
+    """
 
     card: ModelCard
     #: Hash of the weights, 16 hex digits: names the model revision in every result.
@@ -55,4 +70,13 @@ class Policy(Protocol):
 
     def finish(self, raw: Any, size: int) -> list[NDArray[np.float32]]:
         """Action chunks in physical units, one (horizon, action_dim) float32 array for each of `size` requests."""
+        ...
+
+
+@runtime_checkable
+class RemotePolicy(Protocol):
+    """A policy that runs elsewhere, besides: its `infer` raises Retry while its server is away, and is called again."""
+
+    def probe(self) -> None:
+        """Whether the server is there, without an observation. Raises Retry while it is away."""
         ...

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from gpu_consumers.policies.contract import Observation, PolicyError
+from gpu_consumers.policies.contract import AS_THE_CARD_SAYS, LoadOptions, Observation, PolicyError
 from schemas.cards import ModelCard
 
 #: How many times as long a batch with "fault slow" takes.
@@ -45,7 +45,7 @@ class _Prepared:
 class DeterministicPolicy:
     """Chunks are small random walks around zero, the same for the same observation whatever the batch."""
 
-    def __init__(self, card: ModelCard, device: str = "cpu") -> None:
+    def __init__(self, card: ModelCard, device: str = "cpu", options: LoadOptions = AS_THE_CARD_SAYS) -> None:
         self.card = card
         self.device = "cpu"
         self._config = DeterministicConfig.model_validate(card.policy_config)

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from transformers import PI0ForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-from gpu_consumers.policies.contract import Observation, PolicyError
+from gpu_consumers.policies.contract import AS_THE_CARD_SAYS, LoadOptions, Observation, PolicyError
 from runtime.errors import Fatal
 from schemas.cards import ModelCard
 
@@ -59,7 +59,7 @@ class Prepared:
 class PI0Policy:
     """Batched PI0. Each request brings its own noise, so a result is the same to rounding in any batch."""
 
-    def __init__(self, card: ModelCard, device: str = "cpu") -> None:
+    def __init__(self, card: ModelCard, device: str = "cpu", options: LoadOptions = AS_THE_CARD_SAYS) -> None:
         self.card = card
         self.device = device
         self._config = PI0PolicyConfig.model_validate(card.policy_config)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,16 +30,18 @@ class Command:
         return line if len(line) <= 120 else f"{line[:80]} ... {self.argv[-1]}"
 
     def spawn(
-        self, *, log: Path, dies_by: signal.Signals, stdin: int = subprocess.DEVNULL, stdout: int | None = None
+        self, *, log: Path | None, dies_by: signal.Signals, stdin: int = subprocess.DEVNULL, stdout: int | None = None
     ) -> subprocess.Popen[bytes]:
         """Start it in a session of its own; when the calling thread ends, it gets `dies_by`.
+
+        log: where its output goes; None: where our own does.
 
         The kernel ties that signal to the thread which started the process, not to the program: call it from a
         thread that lives as long as the process shall.
         """
         launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py"))]
         uid = -1 if self.uid is None else self.uid
-        with log.open("ab") as output:
+        with log.open("ab") if log is not None else nullcontext() as output:
             return subprocess.Popen(
                 [*launcher, str(os.getpid()), str(int(dies_by)), str(uid), *self.argv],
                 stdin=stdin,

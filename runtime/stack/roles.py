@@ -99,9 +99,9 @@ class RoleProcess(Component):
         return answers_ready(self._port)
 
 
-def answers_ready(port: int) -> bool:
-    """Whether GET /readyz on this loopback port is answered with 200 within a second."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=1)
+def answers_ready(port: int, host: str = LOOPBACK) -> bool:
+    """Whether GET /readyz on this port is answered with 200 within a second."""
+    connection = http.client.HTTPConnection(host, port, timeout=1)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

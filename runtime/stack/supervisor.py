@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
 
+from runtime.children import BackOff
 from runtime.errors import Fatal
 from runtime.lifecycle import Deadline
 from runtime.stack.component import Component, Say, tail
@@ -22,6 +23,7 @@ FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
 #: Who lived as long as this starts again with the first delay.
 STABLE_AFTER_S = 30.0
+_BACK_OFF = BackOff(first_s=FIRST_DELAY_S, longest_s=LONGEST_DELAY_S, stable_after_s=STABLE_AFTER_S)
 _TICK_S = 0.05
 _PROGRESS_S = 2.0
 #: Deaths before it was ever ready, after which a start is given up.
@@ -30,9 +32,7 @@ _TRIES = 5
 
 def restart_delay_s(previous_s: float | None, lived_s: float) -> float:
     """Seconds to wait before a process is started again: 0.2, doubling to 5, from anew after 30 s of life."""
-    if previous_s is None or lived_s >= STABLE_AFTER_S:
-        return FIRST_DELAY_S
-    return min(previous_s * 2, LONGEST_DELAY_S)
+    return _BACK_OFF.delay_s(previous_s, lived_s)
 
 
 @dataclass

@@ -32,6 +32,8 @@ class Fault:
 
     name: str
     strike: Callable[[Scene], None]
+    #: Requests a second meanwhile.
+    rate_hz: float = 10.0
 
 
 def kill(*roles: str) -> Fault:
@@ -203,7 +205,7 @@ SHORT = [
     Fault("policy that raises, returns NaN, a wrong shape", failing_policy),
     Fault("policy that hangs", hanging_policy),
     Fault("poison on every topic", poison_everywhere),
-    Fault("a revision rolled on and back beside another model", roll_a_revision),
+    Fault("a revision rolled on and back beside another model", roll_a_revision, rate_hz=4.0),
 ]
 
 ALL = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from runtime.errors import Fatal
 from schemas.card_files import load_cards
 from schemas.cards import ModelCard
 from tests.cards import model
+from tests.openpi_server import chunk_of, openpi_server
 
 CARDS = Path(__file__).resolve().parents[2] / "deploy" / "cards"
 #: Batch and single differ by rounding alone.
@@ -36,7 +38,16 @@ def pi0() -> Policy:
     return load_policy(tabletop_card(), "cpu")
 
 
-@pytest.fixture(scope="module", params=["deterministic", "pi0"])
+@pytest.fixture(scope="module")
+def openpi_remote() -> Iterator[Policy]:
+    """On a server that looks at everything it is sent, and takes a seed."""
+    with openpi_server(chunk_of(8, 7)) as server:
+        keys = {"images": {"base": "image"}, "state": {"state": (0, 8)}, "seed": "seed"}
+        fields = {"policy": "openpi_remote", "policy_config": {"url": server.url, **keys}}
+        yield load_policy(deterministic_card().model_copy(update=fields), "cpu")
+
+
+@pytest.fixture(scope="module", params=["deterministic", "openpi_remote", "pi0"])
 def policy(request: pytest.FixtureRequest) -> Policy:
     if request.param == "deterministic":
         return load_policy(deterministic_card(), "cpu")
@@ -111,7 +122,7 @@ def test_the_revision_is_the_same_after_loading_again(policy: Policy) -> None:
 
 
 def test_an_unknown_policy_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(Fatal, match=r"known are: deterministic, pi0"):
+    with pytest.raises(Fatal, match=r"known are: deterministic, openpi_remote, pi0"):
         load_policy(model(policy="rt9"), "cpu")
 
 

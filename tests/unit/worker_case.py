@@ -13,6 +13,7 @@ from gpu_consumers.pipeline import Worker, group_of
 from gpu_consumers.policies.contract import Observation, PolicyError
 from runtime.lifecycle import Lifecycle
 from runtime.metrics import Metrics
+from runtime.processor import ConsumerPort, OnCommit
 from runtime.settings import Settings
 from runtime.testing import InMemoryBroker
 from schemas import headers as h
@@ -101,16 +102,20 @@ class Running:
         self.metrics = Metrics()
         self.lifecycle = Lifecycle(10)
         self.hangs: list[str] = []
+        self.settings = Settings(_env_file=None, **settings)
         self.worker = Worker(
-            settings=Settings(_env_file=None, **settings),
+            settings=self.settings,
             policy=self.policy,
             publisher=self.publisher,
-            build_consumer=lambda on_commit: self.broker.consumer(GROUP, on_commit),
+            build_consumer=self.build_consumer,
             metrics=self.metrics,
             lifecycle=self.lifecycle,
             on_hang=self.hangs.append,
         )
         self.thread = threading.Thread(target=self.worker.run)
+
+    def build_consumer(self, on_commit: OnCommit) -> ConsumerPort:
+        return self.broker.consumer(GROUP, on_commit)
 
     def start(self) -> None:
         self.thread.start()
