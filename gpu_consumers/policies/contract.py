@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -38,7 +38,7 @@ class LoadOptions:
     """What this process brings to loading, whatever the card. A policy takes what concerns it."""
 
     #: For the server that a policy runs on; empty: none.
-    api_key: SecretStr = SecretStr("")
+    api_key: SecretStr = field(default_factory=lambda: SecretStr(""))
 
 
 AS_THE_CARD_SAYS = LoadOptions()
