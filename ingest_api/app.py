@@ -15,7 +15,7 @@ import orjson
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from ingest_api import analytics, consent, episodes, feedback, history, monitoring, openapi, problems, search
+from ingest_api import analytics, consent, episodes, feedback, history, models, monitoring, openapi, problems, search
 from ingest_api.admission import Admission
 from ingest_api.consent import ConsentBody
 from ingest_api.control import ControlRoute
@@ -37,6 +37,7 @@ from runtime.consent import ConsentList
 from runtime.metrics import CONTENT_TYPE, Metrics
 from runtime.publisher import PublisherPort
 from runtime.settings import Settings
+from runtime.traffic import TrafficTable
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet
 from schemas.topics import Topic
@@ -56,6 +57,7 @@ class Services:
     gateway: Gateway
     keys: KeyRing
     workers: LiveWorkers
+    traffic: TrafficTable
     history: History
     health: Health
     publisher: PublisherPort
@@ -88,8 +90,11 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     app.include_router(_work(settings, services))
     app.include_router(history.build_router(services.keys, services.history, services.reader))
     app.include_router(_data(services))
+    app.include_router(models.build_router(services.cards, services.workers, services.traffic))
     app.include_router(monitoring.build_router(services.cards, services.workers))
-    app.include_router(_operation(services, scraper))
+    app.include_router(_operation(services))
+    if settings.enable_prometheus:
+        app.include_router(_metrics(services, scraper))
     app.openapi = partial(_document, app)  # type: ignore[method-assign]
     return app
 
@@ -165,10 +170,10 @@ def _data(services: Services) -> APIRouter:
     return router
 
 
-def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
+def _operation(services: Services) -> APIRouter:
     """What operators and their machines ask."""
     router = APIRouter(tags=["operation"])
-    metrics, health = services.metrics, services.health
+    health = services.health
 
     @router.get("/", summary="Name, version and where things are")
     async def index() -> dict[str, Any]:
@@ -196,6 +201,13 @@ def _operation(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
         status, body = await health.report()
         return _json(body, status)
 
+    return router
+
+
+def _metrics(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
+    """What Prometheus asks."""
+    router = APIRouter(tags=["operation"])
+    metrics = services.metrics
     exposition = openapi.text_answer("Prometheus' text exposition")
 
     @router.get("/metrics", summary="This process's metrics", response_class=Response, responses=exposition)

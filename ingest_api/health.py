@@ -11,7 +11,7 @@ from typing import Any
 from runtime.errors import VlastreamError
 from runtime.metrics import Metrics
 from runtime.workers import LiveWorkers
-from schemas.cards import CardSet
+from schemas.cards import CardSet, ModelCard
 
 _PROBE_TIMEOUT_S = 4.0
 #: /health needs no key, so what it found is kept for a moment.
@@ -37,12 +37,14 @@ class Health:
         workers: LiveWorkers,
         cards: CardSet,
         metrics: Metrics,
+        weights_of: Callable[[str], Mapping[str, float] | None] = lambda model: None,
     ) -> None:
         self._dependencies = dependencies
         self._waiting_for = waiting_for
         self._workers = workers
         self._cards = cards
         self._metrics = metrics
+        self._weights_of = weights_of
         self._lock = asyncio.Lock()
         self._found: dict[str, Any] = {}
         self._found_at = float("-inf")
@@ -82,9 +84,14 @@ class Health:
         self._metrics.dependency_up.labels(name).set(1)
         return {"status": "ok", "latency_ms": round((time.perf_counter() - started) * 1000, 3), "detail": ""}
 
+    def _is_dealt(self, card: ModelCard) -> bool:
+        weights = self._weights_of(card.model)
+        return (card.traffic if weights is None else weights.get(card.deployment, 0.0)) > 0
+
     def _worker_state(self) -> dict[str, Any]:
         live = {card.deployment: len(self._workers.live(card.deployment)) for card in self._cards.models}
-        missing = [deployment for deployment, count in live.items() if not count]
-        status = "ok" if not missing else "degraded" if len(missing) < len(live) else "down"
+        # One that gets no robots needs no worker.
+        missing = [card.deployment for card in self._cards.models if self._is_dealt(card) and not live[card.deployment]]
+        status = "ok" if not missing else "degraded" if any(live.values()) else "down"
         detail = f"no live worker: {', '.join(missing)}" if missing else ""
         return {"status": status, "live": live, "detail": detail}

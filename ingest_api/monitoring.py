@@ -1,43 +1,44 @@
-"""What the GPU workers say of themselves: GPUs, queues, and which models have live workers."""
+"""What the GPU workers say of themselves: GPUs and queues."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
+from prometheus_client import Gauge
 
 from ingest_api import openapi
-from ingest_api.problems import Problem, fault
 from runtime.metrics import Metrics
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet, ModelCard
-from schemas.codes import Code
 from schemas.messages import WorkerHeartbeat
 
 
 def build_router(cards: CardSet, workers: LiveWorkers) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/models", tags=["models"], summary="Models that are served, with their live workers")
-    async def models() -> dict[str, Any]:
-        names = dict.fromkeys(card.model for card in cards.models)
-        return {"models": [model_document(name, cards, workers) for name in names]}
-
-    @router.get("/v1/models/{model}", tags=["models"], summary="One model", responses=openapi.problems(404))
-    async def one_model(model: str) -> dict[str, Any]:
-        if not cards.deployments(model):
-            known = ", ".join(sorted({card.model for card in cards.models})) or "none"
-            detail = f"this model is not served; known are: {known}"
-            raise Problem(Code.UNKNOWN_MODEL, detail, violations=[fault("model", "unknown_model", detail)])
-        return model_document(model, cards, workers)
-
-    @router.get("/v1/monitoring/gpu", tags=["monitoring"], summary="GPUs, from the workers' heartbeats")
+    @router.get(
+        "/v1/monitoring/gpu",
+        tags=["monitoring"],
+        summary="GPUs of all hosts, from the workers' heartbeats",
+        responses=openapi.json_answer("Gpus", "every GPU with a live worker; a figure that is not known is null"),
+    )
     async def gpu() -> dict[str, Any]:
         beats = workers.live()
-        gpus = [_gpu(beat) for beat in beats if has_gpu(beat)]
-        cpu_workers = len(beats) - len(gpus)
-        detail = "" if gpus else f"no live worker has a GPU; {cpu_workers} run on a CPU"
-        return {"gpus": gpus, "count": len(gpus), "cpu_workers": cpu_workers, "detail": detail}
+        gpus = [_gpu(beat) for beat in beats if on_gpu(beat)]
+        cpu_workers = sum(beat.device == "cpu" for beat in beats)
+        remote_workers = len(beats) - len(gpus) - cpu_workers
+        elsewhere = f", {remote_workers} on a server of somebody else" if remote_workers else ""
+        detail = "" if gpus else f"no live worker has a GPU; {cpu_workers} run on a CPU{elsewhere}"
+        return {
+            "gpus": gpus,
+            "count": len(gpus),
+            "hosts": sorted({beat.host for beat in beats if beat.host}),
+            "cpu_workers": cpu_workers,
+            "remote_workers": remote_workers,
+            "detail": detail,
+        }
 
     @router.get("/v1/monitoring/queue", tags=["monitoring"], summary="Requests that wait for a device")
     async def queue() -> dict[str, Any]:
@@ -45,30 +46,6 @@ def build_router(cards: CardSet, workers: LiveWorkers) -> APIRouter:
         return {"queue_depth": sum(d["queue_depth"] for d in deployments), "deployments": deployments}
 
     return router
-
-
-def model_document(name: str, cards: CardSet, workers: LiveWorkers) -> dict[str, Any]:
-    """A model, its deployments' cards (without the policy's own settings) and their live workers."""
-    deployments = []
-    for card in cards.deployments(name):
-        beats = workers.live(card.deployment)
-        deployments.append(
-            {
-                **card.model_dump(mode="json", exclude={"path", "policy_config", "normalisation", "weights"}),
-                "live_workers": len(beats),
-                "revisions": sorted({beat.model_revision for beat in beats}),
-                "devices": sorted({beat.device for beat in beats}),
-            }
-        )
-    types = dict.fromkeys(robot_type for card in cards.deployments(name) for robot_type in card.embodiments)
-    embodiments = [card.model_dump(mode="json") for card in map(cards.embodiment, types) if card is not None]
-    return {
-        "model": name,
-        "default": cards.default_model == name,
-        "available": any(d["live_workers"] for d in deployments),
-        "deployments": deployments,
-        "embodiments": embodiments,
-    }
 
 
 def queue_document(card: ModelCard, beats: list[WorkerHeartbeat]) -> dict[str, Any]:
@@ -94,21 +71,35 @@ def queue_document(card: ModelCard, beats: list[WorkerHeartbeat]) -> dict[str, A
     }
 
 
-def has_gpu(beat: WorkerHeartbeat) -> bool:
+def on_gpu(beat: WorkerHeartbeat) -> bool:
+    return beat.device.startswith("cuda") or is_read(beat)
+
+
+def is_read(beat: WorkerHeartbeat) -> bool:
+    """Whether the worker could look at its GPU: without the driver's library its figures are not known."""
     return beat.gpu_memory_total_bytes > 0
 
 
 def set_gauges(metrics: Metrics, cards: CardSet, workers: LiveWorkers) -> None:
     """Bring the gauges that come from heartbeats to now; a worker that is gone leaves none behind."""
     beats = workers.live()
-    for gauge in (metrics.gpu_utilization, metrics.gpu_memory_utilization, metrics.gpu_memory_used):
+    of_a_gpu: dict[Gauge, Callable[[WorkerHeartbeat], float]] = {
+        metrics.gpu_utilization: lambda beat: beat.gpu_utilization,
+        metrics.gpu_memory_utilization: _memory_percent,
+        metrics.gpu_memory_used: lambda beat: beat.gpu_memory_used_bytes,
+        metrics.gpu_memory_total: lambda beat: beat.gpu_memory_total_bytes,
+        metrics.gpu_temperature: lambda beat: beat.gpu_temperature_celsius,
+        metrics.gpu_power: lambda beat: beat.gpu_power_watts,
+        metrics.gpu_memory_per_inference: lambda beat: beat.gpu_memory_per_inference_bytes,
+    }
+    for gauge in (*of_a_gpu, metrics.gpu_throttled):
         gauge.clear()
-    for beat in beats:
-        if has_gpu(beat):
-            labels = (beat.worker_id, beat.device)
-            metrics.gpu_utilization.labels(*labels).set(beat.gpu_utilization)
-            metrics.gpu_memory_utilization.labels(*labels).set(_memory_percent(beat))
-            metrics.gpu_memory_used.labels(*labels).set(beat.gpu_memory_used_bytes)
+    for beat in filter(is_read, beats):
+        labels = (beat.worker_id, beat.device)
+        for gauge, figure in of_a_gpu.items():
+            gauge.labels(*labels).set(figure(beat))
+        for reason in beat.gpu_throttle_reasons:
+            metrics.gpu_throttled.labels(*labels, reason).set(1)
     for card in cards.models:
         own = [beat for beat in beats if beat.deployment == card.deployment]
         metrics.workers_live.labels(card.deployment).set(len(own))
@@ -116,16 +107,22 @@ def set_gauges(metrics: Metrics, cards: CardSet, workers: LiveWorkers) -> None:
 
 
 def _gpu(beat: WorkerHeartbeat) -> dict[str, Any]:
+    known = is_read(beat)
     return {
         "worker_id": beat.worker_id,
+        "host": beat.host,
         "deployment": beat.deployment,
         "device": beat.device,
+        "uuid": beat.gpu_uuid or None,
         "name": beat.device_name,
-        "utilization_percent": beat.gpu_utilization,
-        "memory_used_bytes": beat.gpu_memory_used_bytes,
-        "memory_total_bytes": beat.gpu_memory_total_bytes,
-        "memory_utilization_percent": _memory_percent(beat),
-        "temperature_celsius": beat.gpu_temperature_celsius,
+        "utilization_percent": beat.gpu_utilization if known else None,
+        "memory_used_bytes": beat.gpu_memory_used_bytes if known else None,
+        "memory_total_bytes": beat.gpu_memory_total_bytes if known else None,
+        "memory_utilization_percent": _memory_percent(beat) if known else None,
+        "memory_per_inference_bytes": beat.gpu_memory_per_inference_bytes or None,
+        "temperature_celsius": beat.gpu_temperature_celsius if known else None,
+        "power_watts": beat.gpu_power_watts or None,
+        "throttled_by": list(beat.gpu_throttle_reasons),
         "seen_at_ms": beat.sent_at_ms,
     }
 

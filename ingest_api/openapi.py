@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ingest_api.control import ControlBody
+from ingest_api.model_schemas import MODEL_SCHEMAS
 from ingest_api.problems import MEDIA_TYPE
 from ingest_api.request_body import InferenceBody
 from ingest_api.safety import SafetyBody
@@ -293,6 +294,7 @@ def components(bodies: Sequence[type[BaseModel]] = ()) -> dict[str, Any]:
     schemas: dict[str, Any] = {"Problem": PROBLEM_SCHEMA, "SafetyReport": SAFETY_SCHEMA, "ActionChunk": CHUNK_SCHEMA}
     schemas |= {"Control": CONTROL_SCHEMA, "SafetyVerdict": VERDICT_SCHEMA, "Inferences": INFERENCES_SCHEMA}
     schemas |= DATA_SCHEMAS
+    schemas |= MODEL_SCHEMAS
     models: list[type[BaseModel]] = [InferenceBody, SafetyBody, ControlBody, *bodies]
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -35,10 +35,11 @@ from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.topic_admin import declared_topics
+from runtime.traffic import TrafficTable
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import CardError, load_cards
-from schemas.topics import CONSENT, REPLIES, REQUESTS, WORKERS
+from schemas.topics import CONSENT, REPLIES, REQUESTS, TRAFFIC, WORKERS
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +91,12 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     workers = LiveWorkers(settings.worker_timeout_s)
     consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
+    traffic = TrafficTable()
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
     views = [
         CompactedView(build_view_consumer, WORKERS, workers.update),
         CompactedView(build_view_consumer, CONSENT, consents.update),
+        CompactedView(build_view_consumer, TRAFFIC, traffic.update),
     ]
     gateway = KafkaGateway(
         publisher=publisher,
@@ -131,6 +134,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         workers=workers,
         cards=cards,
         metrics=metrics,
+        weights_of=traffic.weights,
     )
     services = Services(
         cards=cards,
@@ -138,6 +142,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         gateway=gateway,
         keys=keys,
         workers=workers,
+        traffic=traffic,
         history=PostgresHistory(database),
         health=health,
         publisher=publisher,

@@ -27,6 +27,7 @@ from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.testing import InMemoryBroker
 from runtime.topic_admin import declared_topics
+from runtime.traffic import TrafficTable
 from runtime.workers import LiveWorkers
 from schemas.messages import (
     ActionChunk,
@@ -232,6 +233,7 @@ class Api:
     history: ListedHistory = field(default_factory=ListedHistory)
     metrics: Metrics = field(default_factory=Metrics)
     workers: LiveWorkers = field(default_factory=lambda: LiveWorkers(3.5, clock=lambda: 0.0, now=lambda: 0.0))
+    traffic: TrafficTable = field(default_factory=TrafficTable)
     dependencies: dict[str, Dependency] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
     broker: InMemoryBroker = field(
@@ -254,6 +256,7 @@ class Api:
             workers=self.workers,
             cards=cards(),
             metrics=self.metrics,
+            weights_of=self.traffic.weights,
         )
         services = Services(
             cards=cards(),
@@ -261,6 +264,7 @@ class Api:
             gateway=self.gateway,
             keys=self.keys,
             workers=self.workers,
+            traffic=self.traffic,
             history=self.history,
             health=health,
             publisher=self.publisher,

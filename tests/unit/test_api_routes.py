@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import uuid
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingest_api.health import Dependency
 from runtime.errors import Unavailable
-from tests.unit.api_case import CUSTOMER, KEY, Api
+from schemas.messages import BatchCount, Traffic, TrafficShare
+from tests.unit.api_case import CUSTOMER, KEY, Api, sandbox
 from tests.unit.test_api_inference import assert_problem
 
 STILL = {"robot_type": "test_arm", "actions": [[0.0, 0.0, 0.0], [0.01, 0.0, 0.0]]}
@@ -124,6 +126,91 @@ async def test_gpus_are_those_of_the_heartbeats_and_none_is_made_up() -> None:
     assert api.count("vla_workers_live", deployment="test-model-a") == 2
     api.worker_leaves("w-2")
     assert "vla_gpu_utilization_percent{" not in (await get(api, "/metrics")).text
+
+
+async def test_a_gpu_without_readings_is_a_gpu_whose_figures_are_not_known() -> None:
+    api = Api()
+    api.beat(worker_id="w-2", device="cuda:0", device_name="H100", host="gpu-7")
+    api.beat(worker_id="w-3", device="remote")
+    document = (await get(api, "/v1/monitoring/gpu")).json()
+    (gpu,) = document["gpus"]
+    assert (gpu["host"], gpu["name"], gpu["utilization_percent"], gpu["memory_used_bytes"]) == (
+        "gpu-7",
+        "H100",
+        None,
+        None,
+    )
+    assert (document["count"], document["cpu_workers"], document["remote_workers"]) == (1, 1, 1)
+    assert "vla_gpu_utilization_percent{" not in (await get(api, "/metrics")).text
+
+
+async def test_heat_power_and_what_slows_a_gpu_down_are_told_of_all_hosts() -> None:
+    api = Api()
+    for host in ("gpu-7", "gpu-8"):
+        api.beat(
+            worker_id=f"w-{host}", host=host, device="cuda:0", gpu_uuid=f"GPU-{host}", gpu_memory_total_bytes=100,
+            gpu_temperature_celsius=71, gpu_power_watts=400, gpu_throttle_reasons=["hw_thermal"],
+            gpu_memory_per_inference_bytes=5,
+        )  # fmt: skip
+    document = (await get(api, "/v1/monitoring/gpu")).json()
+    assert document["hosts"] == ["gpu-7", "gpu-8"]
+    assert [gpu["uuid"] for gpu in document["gpus"]] == ["GPU-gpu-7", "GPU-gpu-8"]
+    for gpu in document["gpus"]:
+        assert (gpu["temperature_celsius"], gpu["power_watts"], gpu["throttled_by"]) == (71, 400, ["hw_thermal"])
+        assert gpu["memory_per_inference_bytes"] == 5
+    await get(api, "/metrics")
+    assert api.count("vla_gpu_throttled", worker="w-gpu-8", device="cuda:0", reason="hw_thermal") == 1
+    assert api.count("vla_gpu_temperature_celsius", worker="w-gpu-7", device="cuda:0") == 71
+
+
+async def test_a_model_tells_how_its_robots_are_dealt() -> None:
+    api = Api()
+    before = (await get(api, "/v1/models/test-model")).json()
+    assert (before["traffic_changed_at_ms"], before["deployments"][0]["share"]) == (None, 1.0)
+    record = Traffic(model="test-model", shares=[TrafficShare(deployment="test-model-a", weight=3)], at_ms=12)
+    api.traffic.update(b"test-model", record.SerializeToString(), 0)
+    after = (await get(api, "/v1/models/test-model")).json()
+    assert (after["traffic_changed_at_ms"], after["deployments"][0]["traffic"]) == (12, 3.0)
+
+
+async def test_what_is_loaded_where_and_how_it_does_comes_from_the_heartbeats() -> None:
+    api = Api()
+    api.beat(
+        host="h1", model_revision="abc", completed_total=10, refused_total=2, latency_p50_s=0.1, latency_p95_s=0.3,
+        batches=[BatchCount(size=1, count=2), BatchCount(size=4, count=2)],
+    )  # fmt: skip
+    api.beat(worker_id="w-2", completed_total=5, latency_p50_s=0.2, batches=[BatchCount(size=4, count=4)])
+    loaded = (await get(api, "/v1/models/test-model/load")).json()
+    assert loaded["loaded"] is True
+    first = loaded["deployments"][0]["workers"][0]
+    assert (first["host"], first["revision"], first["device"], first["ready"]) == ("h1", "abc", "cpu", True)
+    stats = (await get(api, "/v1/models/test-model/stats")).json()
+    (deployment,) = stats["deployments"]
+    assert (stats["requests"], stats["refused"]) == (15, 2)
+    assert deployment["batch_sizes"] == {"1": 2, "4": 6}
+    assert deployment["mean_batch_size"] == 26 / 8
+    assert (deployment["latency_p50_s"], deployment["latency_p95_s"]) == (0.2, 0.3)
+    for worker in ("w-1", "w-2"):
+        api.worker_leaves(worker)
+    assert (await get(api, "/v1/models/test-model/load")).json()["loaded"] is False
+    (idle,) = (await get(api, "/v1/models/test-model/stats")).json()["deployments"]
+    assert (idle["requests"], idle["latency_p50_s"], idle["mean_batch_size"]) == (0, None, None)
+    for part in ("load", "stats"):
+        assert_problem(await get(api, f"/v1/models/pi9/{part}"), 404, "unknown_model")
+
+
+async def test_a_deployment_that_gets_no_robots_needs_no_worker_to_be_healthy() -> None:
+    api = Api()
+    api.worker_leaves()
+    record = Traffic(model="test-model", shares=[TrafficShare(deployment="other", weight=1)])
+    api.traffic.update(b"test-model", record.SerializeToString(), 0)
+    assert (await get(api, "/health")).json()["dependencies"]["workers"]["detail"] == ""
+
+
+async def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
+    api = Api(settings=sandbox(tmp_path, enable_prometheus=False))
+    assert (await get(api, "/metrics")).status_code == 404
+    assert (await get(api, "/v1/monitoring/gpu")).status_code == 200
 
 
 async def test_queues_add_up_over_workers() -> None:
