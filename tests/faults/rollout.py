@@ -20,6 +20,8 @@ STEPS = ((50, 50), (0, 100), (50, 50), (100, 0))
 def roll_a_revision(scene: Scene) -> None:
     """100/0 to 50/50 to 0/100 and back, while every robot stays where it is as long as the weights do."""
     expected = {robot: [CARD.deployment] for robot in set(scene.load.scheduled_robots.values())}
+    too_early = scene.command("models", "traffic", CARD.model, f"{NEXT.deployment}=1", "--reason", "x", status=1)
+    assert f"no live worker: {NEXT.deployment}" in too_early
     with scene.more_gpu_workers(1, NEXT.deployment), scene.more_gpu_workers(1, OTHER.deployment):
         for number, (old, new) in enumerate(STEPS):
             others = [scene.load.ask(model=OTHER.model, instruction=f"lift block {number} {i}") for i in range(4)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from confluent_kafka import Consumer, TopicPartition
@@ -92,9 +93,9 @@ def following(settings: Settings, topic: str) -> Iterator[Follower]:
 class WorkerProcess:
     """`vlastream gpu` as an operator starts it, ready once its heartbeat is in the log."""
 
-    def __init__(self, settings: Settings, **environment: str) -> None:
+    def __init__(self, settings: Settings, *options: str, **environment: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from runtime.cli import main; main()", "gpu"],
+            [sys.executable, "-c", "from runtime.cli import main; main()", "gpu", *options],
             env={
                 **os.environ,
                 "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
@@ -122,6 +123,10 @@ class WorkerProcess:
     def wait(self) -> int:
         return self._process.wait(TIMEOUT_S)
 
+    def children(self) -> set[int]:
+        """Process ids of the workers of a group."""
+        return {child.pid for child in psutil.Process(self._process.pid).children()}
+
     def close(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
@@ -132,8 +137,8 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker(settings: Settings, **environment: str) -> Iterator[WorkerProcess]:
-    process = WorkerProcess(settings, **environment)
+def worker(settings: Settings, *options: str, **environment: str) -> Iterator[WorkerProcess]:
+    process = WorkerProcess(settings, *options, **environment)
     try:
         yield process
     finally:
@@ -199,3 +204,37 @@ def test_an_unknown_deployment_ends_the_process_with_the_names_that_there_are(
     with worker(settings, DEPLOYMENT="no-such") as process:
         assert process.wait() == EXIT_FATAL
     assert "gpu-worker-test" in capfd.readouterr().err
+
+
+def test_a_group_of_workers_replaces_one_that_is_killed_and_drains_as_a_whole(
+    settings: Settings, publisher: Publisher
+) -> None:
+    """On a host without a GPU the group is of CPU workers; the same supervision as with one each."""
+
+    def of(pid: int, record: Record) -> bool:
+        return f"-{pid}-" in (record.key or b"").decode()
+
+    def served(pids: set[int]) -> bool:
+        return all(any(of(pid, record) and record.value for record in heartbeats.records) for pid in pids)
+
+    nowhere = {"CUDA_VISIBLE_DEVICES": "", "INFERENCE_MAX_WORKERS": "2"}
+    with (
+        following(settings, RESULTS) as results,
+        following(settings, WORKERS) as heartbeats,
+        worker(settings, "--all", **nowhere) as group,
+    ):
+        heartbeats.until(lambda: len(group.children()) == 2 and served(group.children()))
+        first = group.children()
+        for number in range(40):
+            send(publisher, request(f"group-{number}", robot=f"robot-{number}"), number)
+        os.kill(min(first), signal.SIGKILL)
+        heartbeats.until(lambda: len(group.children() - first) == 1 and served(group.children()))
+        results.until(
+            lambda: {c.request.request_id for c in results.completions()} >= {f"group-{n}" for n in range(40)}
+        )
+        last = group.children()
+        assert group.end(signal.SIGTERM) == 0
+        heartbeats.until(
+            lambda: all(any(of(pid, record) and not record.value for record in heartbeats.records) for pid in last)
+        )
+    assert not any(psutil.pid_exists(pid) for pid in first | last)

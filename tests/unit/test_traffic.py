@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.errors import Reject
+from runtime.errors import Fatal, Reject
 from runtime.testing import InMemoryBroker
 from runtime.traffic import TrafficTable, publish_traffic, traffic_record
+from runtime.traffic_commands import parse_weights
 from schemas.codes import Code
 from schemas.messages import Traffic
 from schemas.topics import REQUESTS, RESULTS, TRAFFIC, accepted_topic, declare
@@ -103,6 +104,13 @@ def test_every_change_can_be_read_for_ninety_days() -> None:
     (config,) = [topic.broker_config() for topic in topics if topic.name == TRAFFIC]
     assert (config["cleanup.policy"], config["retention.ms"]) == ("compact", "-1")
     assert int(config["min.compaction.lag.ms"]) == 90 * 86_400_000
+
+
+def test_shares_are_typed_as_deployment_and_weight() -> None:
+    assert parse_weights([f"{OLD}=90", f"{NEW}=0.5"]) == {OLD: 90.0, NEW: 0.5}
+    for word in (OLD, f"{OLD}=", f"{OLD}=much"):
+        with pytest.raises(Fatal, match="DEPLOYMENT=WEIGHT"):
+            parse_weights([word])
 
 
 def accepted(bench: GateBench) -> dict[str, int]:
