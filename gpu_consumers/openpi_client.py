@@ -61,18 +61,20 @@ class OpenpiClient:
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: list[ClientConnection] = []
+        self._open: set[ClientConnection] = set()
+        self._closed = False
         self._failures = 0
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="openpi")
 
     def metadata(self) -> bytes:
         """What the server says of itself, packed as it came. Raises Retry while it is away, Fatal for good."""
-        connection, metadata = self._open()
+        connection, metadata = self._connect()
         self._keep(connection)
         return metadata
 
     def probe(self) -> None:
         """Raises Retry while the server is away."""
-        connection, _ = self._open()
+        connection, _ = self._connect()
         self._keep(connection)
 
     def infer(self, observations: Sequence[bytes]) -> list[Any]:
@@ -97,11 +99,13 @@ class OpenpiClient:
         return answers
 
     def close(self) -> None:
+        """Give up what is with the server, so that nothing keeps the process from ending."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            connections, self._idle = self._idle, []
+            self._closed = True
+            connections = list(self._open)
         for connection in connections:
-            connection.close()
+            self._drop(connection)
 
     def _exchange(self, packed: bytes) -> Any:
         with self._lock:
@@ -111,33 +115,35 @@ class OpenpiClient:
                 return self._ask(kept, packed)
             except (WebSocketException, OSError) as error:
                 # It closed while nobody looked; the observation has no effect on the server, so it may go again.
-                _drop(kept)
+                self._drop(kept)
                 if isinstance(error, TimeoutError):
                     raise self._away(error) from error
-        connection, _ = self._open()
+        connection, _ = self._connect()
         try:
             return self._ask(connection, packed)
         except (WebSocketException, OSError) as error:
-            _drop(connection)
+            self._drop(connection)
             raise self._away(error) from error
 
     def _ask(self, connection: ClientConnection, packed: bytes) -> Any:
         connection.send(packed)
         answer = connection.recv(timeout=self._endpoint.timeout_s)
         if isinstance(answer, str):
-            _drop(connection)
+            self._drop(connection)
             log.error("the policy server failed: %s", answer[-2000:], extra={"action": "policy_server"})
             raise ServerError("the policy server failed on an observation; its traceback is in the worker's log")
         try:
             unpacked = unpack(answer)
         except ValueError:
-            _drop(connection)
+            self._drop(connection)
             raise
         self._keep(connection)
         return unpacked
 
-    def _open(self) -> tuple[ClientConnection, bytes]:
+    def _connect(self) -> tuple[ClientConnection, bytes]:
         where = self._endpoint
+        if self._closed:
+            raise Retry("this worker is ending")
         headers = {"Authorization": f"Api-Key {where.api_key}"} if where.api_key else None
         try:
             opening = connect(
@@ -153,6 +159,8 @@ class OpenpiClient:
             )
             # Kept beyond this call: `_drop` and `close` end it.
             connection = opening.__enter__()
+            with self._lock:
+                self._open.add(connection)
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
@@ -165,19 +173,27 @@ class OpenpiClient:
         try:
             metadata = connection.recv(timeout=where.connect_timeout_s)
         except (WebSocketException, OSError) as error:
-            _drop(connection)
+            self._drop(connection)
             raise self._away(error) from error
         if not isinstance(metadata, bytes):
-            _drop(connection)
+            self._drop(connection)
             raise Fatal(f"{where.url} does not begin with metadata: it does not speak openpi's protocol")
         if not self._is_same(metadata):
-            _drop(connection)
+            self._drop(connection)
             raise Fatal(f"{where.url} serves another model than before: this worker begins anew")
         return connection, metadata
 
     def _keep(self, connection: ClientConnection) -> None:
         with self._lock:
             self._idle.append(connection)
+
+    def _drop(self, connection: ClientConnection) -> None:
+        """Close without waiting for the other side, which may be hung."""
+        with self._lock:
+            self._open.discard(connection)
+            if connection in self._idle:
+                self._idle.remove(connection)
+        connection.close_socket()
 
     def _away(self, error: BaseException) -> Retry:
         """The server is away; the longer, the longer the pause."""
@@ -223,8 +239,3 @@ def _dtype(name: str) -> np.dtype[Any]:
     if dtype.kind not in _KINDS:
         raise ValueError(f"dtype {name} is none of numbers")
     return dtype
-
-
-def _drop(connection: ClientConnection) -> None:
-    """Close without waiting for the other side, which may be hung."""
-    connection.close_socket()

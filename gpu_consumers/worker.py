@@ -6,6 +6,7 @@ from confluent_kafka import Consumer
 
 from gpu_consumers.devices import choose_device
 from gpu_consumers.pipeline import Worker, group_of
+from gpu_consumers.policies.contract import RemotePolicy
 from gpu_consumers.policies.registry import load_options, load_policy
 from runtime.errors import Fatal
 from runtime.kafka import build_consumer, build_producer, partition_count, wait_for_kafka
@@ -55,6 +56,8 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         return built
 
     policy = load_policy(card, choose_device(settings, card), load_options(settings))
+    if isinstance(policy, RemotePolicy):
+        lifecycle.on_close("the policy's connections", lambda deadline: policy.close())
     workers.append(
         Worker(
             settings=settings,

@@ -80,3 +80,7 @@ class RemotePolicy(Protocol):
     def probe(self) -> None:
         """Whether the server is there, without an observation. Raises Retry while it is away."""
         ...
+
+    def close(self) -> None:
+        """Give up what is with the server; called once, at the end."""
+        ...

@@ -1,4 +1,4 @@
-"""Eight faults under load; every one leaves all promises kept. `make soak` plays all that there are."""
+"""Nine faults under load; every one leaves all promises kept. `make soak` plays all that there are."""
 
 from __future__ import annotations
 

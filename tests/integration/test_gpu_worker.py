@@ -28,6 +28,7 @@ from schemas.messages import Completion, InferenceRequest, WorkerHeartbeat
 from schemas.topics import RESULTS, WORKERS, accepted_topic
 from tests.accepted import headers_of, request
 from tests.cards import embodiment, model
+from tests.openpi_server import chunk_of, openpi_server
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -238,3 +239,30 @@ def test_a_group_of_workers_replaces_one_that_is_killed_and_drains_as_a_whole(
             lambda: all(any(of(pid, record) and not record.value for record in heartbeats.records) for pid in last)
         )
     assert not any(psutil.pid_exists(pid) for pid in first | last)
+
+
+def test_requests_wait_for_a_remote_policys_server_that_is_away(settings: Settings, publisher: Publisher) -> None:
+    with openpi_server(chunk_of(CARD.horizon, CARD.action_dim)) as server:
+        config = {"url": server.url, "images": {"base": "image"}, "state": {"state": (0, CARD.state_dim)}}
+        remote = CARD.model_copy(update={"policy": "openpi_remote", "policy_config": config})
+        card_file = settings.cards_dir / "models" / f"{CARD.deployment}.yaml"
+        card_file.write_text(yaml.safe_dump(remote.model_dump(mode="json")))
+        with (
+            following(settings, RESULTS) as results,
+            following(settings, WORKERS) as heartbeats,
+            worker(settings) as process,
+        ):
+            process.wait_ready(heartbeats)
+            server.stop()
+            for number in range(8):
+                send(publisher, request(f"remote-{number}", robot=f"robot-{number}"), number)
+            process.wait_gone(heartbeats)
+            heartbeats.records.clear()
+            server.start()
+            process.wait_ready(heartbeats)
+            results.until(
+                lambda: {c.request.request_id for c in results.completions()} >= {f"remote-{n}" for n in range(8)}
+            )
+            mine = [c for c in results.completions() if c.request.request_id.startswith("remote-")]
+            assert {completion.WhichOneof("kind") for completion in mine} == {"result"}
+            assert process.end(signal.SIGTERM) == 0

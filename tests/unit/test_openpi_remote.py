@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from gpu_consumers.openpi_client import ServerError, pack, unpack
 from gpu_consumers.pipeline import Worker
 from gpu_consumers.policies.contract import Observation, Policy, PolicyError, RemotePolicy
+from gpu_consumers.policies.openpi_remote import OpenpiRemotePolicy
 from gpu_consumers.policies.registry import load_options, load_policy
 from runtime.errors import Fatal, Retry
 from runtime.settings import Settings
@@ -262,6 +263,38 @@ class RemoteScript:
         self.probed += 1
         if self.away.is_set():
             raise Retry("away", after_s=0.05)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_what_is_with_a_server_that_hangs_does_not_keep_the_worker_from_ending(server: OpenpiServer) -> None:
+    policy = OpenpiRemotePolicy(card(server.url, config={"timeout_s": 600.0}))
+    asked, answered = threading.Event(), threading.Event()
+
+    def hang(seen: dict[str, Any]) -> None:
+        asked.set()
+        answered.wait(20)
+
+    server.answer = hang
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            run(policy, observation())
+        except Retry as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert asked.wait(20)
+    policy.close()
+    asking.join(20)
+    answered.set()
+    assert not asking.is_alive()
+    assert failed
+    with pytest.raises((Retry, RuntimeError)):
+        run(policy, observation())
 
 
 def test_requests_wait_for_a_server_that_is_away_and_the_worker_is_not_live_meanwhile() -> None:
