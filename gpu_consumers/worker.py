@@ -17,7 +17,7 @@ from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
 from schemas.card_files import load_cards
-from schemas.cards import CardSet, ModelCard
+from schemas.cards import CardSet, DType, ModelCard
 from schemas.topics import RESULTS, accepted_topic
 
 
@@ -34,6 +34,8 @@ def main(settings: Settings) -> int:
 
 def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     card = choose_deployment(load_cards(settings.cards_dir), settings.deployment)
+    if settings.model_dtype:
+        card = card.model_copy(update={"dtype": DType(settings.model_dtype)})
     metrics = Metrics()
     workers: list[Worker] = []
     status = StatusServer(

@@ -15,6 +15,7 @@ from ingest_api.query import Limit, Name, Parameters, described, parse_query
 from ingest_api.reading import Reader, answer, read
 from runtime.data_tables import robot_performance_metrics
 from runtime.tables import inference_log
+from schemas.scopes import Scope
 
 
 def _view(name: str, *columns: str) -> Any:
@@ -70,7 +71,7 @@ def build_router(keys: KeyRing, reader: Reader) -> APIRouter:
 
     def route(name: str, summary: str, parameters: type[Parameters], query: Any) -> None:
         async def get(request: Request) -> Response:
-            key = await keys.authenticate(request.headers.get("authorization"))
+            key = await keys.of(request)
             wanted = parse_query(request, parameters)
             return answer({"rows": await read(reader, query(wanted, key.customer_id))})
 
@@ -82,7 +83,7 @@ def build_router(keys: KeyRing, reader: Reader) -> APIRouter:
             summary=summary,
             response_class=Response,
             responses={**openapi.json_answer("Figures", "the figures"), **openapi.problems(400, 401, 403, 503)},
-            openapi_extra={**openapi.SECURED, "parameters": described(parameters)},
+            openapi_extra={**openapi.secured(Scope.READ), "parameters": described(parameters)},
         )
 
     route("usage", "Your requests by day or month", Usage, usage_query)

@@ -13,26 +13,47 @@ from typing import Any
 import httpx
 import orjson
 from fastapi import APIRouter, FastAPI, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 
-from ingest_api import analytics, consent, episodes, feedback, history, models, monitoring, openapi, problems, search
+from ingest_api import (
+    analytics,
+    consent,
+    customers,
+    episodes,
+    feedback,
+    history,
+    models,
+    monitoring,
+    openapi,
+    own_keys,
+    problems,
+    search,
+)
 from ingest_api.admission import Admission
 from ingest_api.consent import ConsentBody
 from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
+from ingest_api.customer_admin import CustomerAdmin
+from ingest_api.customers import CustomerRoutes
 from ingest_api.episodes import EpisodeBody
 from ingest_api.exchange import Exchange
 from ingest_api.federation import Target, merge, scrape
 from ingest_api.feedback import FeedbackBody, FeedbackFields
 from ingest_api.gateway import Gateway
+from ingest_api.hardening import KnownHosts, PromptBodies, SecurityHeaders
 from ingest_api.health import Health
 from ingest_api.history import History
 from ingest_api.inference import InferenceRoute
+from ingest_api.key_admin import KeyAdmin
 from ingest_api.keys import KeyRing
+from ingest_api.limits import Limits
 from ingest_api.middleware import Measured
+from ingest_api.own_keys import OwnKeys
 from ingest_api.reading import Reader
 from ingest_api.safety import SafetyRoute
 from ingest_api.search import QueryEmbedder
+from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
 from runtime.metrics import CONTENT_TYPE, Metrics
 from runtime.publisher import PublisherPort
@@ -45,7 +66,7 @@ from schemas.topics import Topic
 TITLE = "vlastream"
 _DESCRIPTION = "Actions for robots from vision-language-action models. Every error is a problem document (RFC 9457)."
 #: Of the routes that name the schema of theirs.
-_BODIES = (EpisodeBody, FeedbackBody, FeedbackFields, ConsentBody)
+_BODIES = (EpisodeBody, FeedbackBody, FeedbackFields, ConsentBody, *own_keys.BODIES, *customers.BODIES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +85,10 @@ class Services:
     reader: Reader
     embedder: QueryEmbedder
     consents: ConsentList
+    limits: Limits
+    customers: CustomerAdmin
+    key_admin: KeyAdmin
+    tokens: Tokens | None
     topics: list[Topic]
     federate_targets: Callable[[], list[Target]]
 
@@ -86,10 +111,11 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     problems.install(app)
-    app.add_middleware(Measured, metrics=services.metrics)
+    _add_middleware(app, settings, services.metrics)
     app.include_router(_work(settings, services))
     app.include_router(history.build_router(services.keys, services.history, services.reader))
     app.include_router(_data(services))
+    app.include_router(_tenancy(settings, services))
     app.include_router(models.build_router(services.cards, services.workers, services.traffic))
     app.include_router(monitoring.build_router(services.cards, services.workers))
     app.include_router(_operation(services))
@@ -97,6 +123,23 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
         app.include_router(_metrics(services, scraper))
     app.openapi = partial(_document, app)  # type: ignore[method-assign]
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """From the inside out: what is added last sees a request first."""
+    app.add_middleware(PromptBodies, timeout_s=settings.client_timeout_s)
+    app.add_middleware(KnownHosts, hosts=settings.allowed_hosts)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["authorization", "content-type", "traceparent"],
+            expose_headers=["retry-after", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"],
+            max_age=600,
+        )
+    app.add_middleware(SecurityHeaders, https_only=settings.environment == "production")
+    app.add_middleware(Measured, metrics=metrics)
 
 
 def _work(settings: Settings, services: Services) -> APIRouter:
@@ -108,6 +151,7 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         gateway=services.gateway,
         admission=Admission(settings.inference_queue_max_size, settings.inference_queue_max_bytes, services.metrics),
         workers=services.workers,
+        limits=services.limits,
         counts=InferenceCounts(services.metrics, services.cards),
     )
     inference = InferenceRoute(settings=settings, keys=services.keys, exchange=exchange)
@@ -170,6 +214,17 @@ def _data(services: Services) -> APIRouter:
     return router
 
 
+def _tenancy(settings: Settings, services: Services) -> APIRouter:
+    """Who the customers are, what they may and what they used."""
+    router = APIRouter()
+    keys, key_admin = services.keys, services.key_admin
+    own = OwnKeys(keys=keys, key_admin=key_admin, tokens=services.tokens, ttl_s=settings.jwt_ttl_s)
+    router.include_router(own_keys.build_router(own))
+    routes = CustomerRoutes(keys=keys, customers=services.customers, key_admin=key_admin, reader=services.reader)
+    router.include_router(customers.build_router(routes))
+    return router
+
+
 def _operation(services: Services) -> APIRouter:
     """What operators and their machines ask."""
     router = APIRouter(tags=["operation"])
@@ -181,7 +236,8 @@ def _operation(services: Services) -> APIRouter:
             "docs": "/docs", "openapi": "/openapi.json", "inference": "/v1/inference", "models": "/v1/models",
             "safety": "/v1/safety/evaluate", "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
             "stop and resume": "/v1/control", "episodes": "/v1/episodes", "feedback": "/v1/feedback",
-            "search": "/v1/search/instructions", "analytics": "/v1/analytics/usage",
+            "search": "/v1/search/instructions", "keys": "/v1/keys", "usage": "/v1/usage", "audit": "/v1/audit",
+             "analytics": "/v1/analytics/usage",
             "health": "/health", "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
         }  # fmt: skip
         return {"name": TITLE, "version": _version(), "links": paths}

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from ingest_api import openapi
 from ingest_api.key_stores import KeyRecord
-from ingest_api.keys import KeyRing
+from ingest_api.keys import KeyRing, origin_of
 from ingest_api.problems import Problem, fault
 from ingest_api.publishing import ACK_TIMEOUT_S
 from ingest_api.query import Moment
@@ -24,12 +24,14 @@ from runtime.data_tables import consent_audit, erasures
 from runtime.publisher import PublisherPort
 from schemas.codes import Code
 from schemas.messages import Consent
+from schemas.scopes import Scope
 from schemas.topics import Topic
 
 #: Stands for the key's own customer in a path.
 ME = "me"
 _LARGEST_BODY_BYTES = 16 * 1024
 _MOST_CHANGES = 500
+_EXAMPLE = {"tier": "full", "expires_at": "2099-01-31T00:00:00Z"}
 _AUDIT = ("action", "tier", "version", "expires_at", "anonymization_level", "who", "origin", "changed_at")
 #: Of the topics that hold requests, or what was made of them: fields of a person may lie there until they end.
 _WITH_CONTENT = ("InferenceRequest", "Completion", "Outcome", "Embedding", "Feedback", "EpisodeEvent")
@@ -80,7 +82,7 @@ class ConsentRoutes:
             expires_at_ms=round(body.expires_at.timestamp() * 1000) if body.expires_at is not None else 0,
             anonymization=body.anonymization_level or "",
             who=f"key {key.key_id}",
-            origin=_origin(request),
+            origin=origin_of(request),
             now_ms=_now_ms(),
         )
         if 0 < consent.expires_at_ms <= consent.at_ms or consent.expires_at_ms < 0:
@@ -108,7 +110,7 @@ class ConsentRoutes:
             key.customer_id,
             erase=True,
             who=f"key {key.key_id}",
-            origin=_origin(request),
+            origin=origin_of(request),
             now_ms=_now_ms(),
         )
         await self._publish(consent)
@@ -129,7 +131,7 @@ class ConsentRoutes:
         }
 
     async def _own(self, request: Request, customer_id: str) -> KeyRecord:
-        key = await self._keys.authenticate(request.headers.get("authorization"))
+        key = await self._keys.of(request)
         if customer_id not in (ME, key.customer_id):
             raise Problem(Code.NOT_FOUND, f"this key belongs to another customer: use its own id, or `{ME}`")
         return key
@@ -166,7 +168,7 @@ def build_router(routes: ConsentRoutes) -> APIRouter:
     base = "/v1/customers/{customer_id}"
     said = openapi.json_answer("Consent", "what holds")
     add: Any = router.add_api_route
-    plain: dict[str, Any] = {"response_class": Response, "openapi_extra": openapi.SECURED}
+    plain: dict[str, Any] = {"response_class": Response, "openapi_extra": openapi.secured(Scope.READ)}
     refusals = openapi.problems(400, 401, 403, 404, 503)
     add(f"{base}/consent", routes.get, methods=["GET"], summary="What may be kept", responses=said | refusals, **plain)
     add(
@@ -176,7 +178,7 @@ def build_router(routes: ConsentRoutes) -> APIRouter:
         summary="Say what may be kept",
         response_class=Response,
         responses={**said, **refusals, **openapi.problems(413)},
-        openapi_extra=openapi.json_body("ConsentBody", {"tier": "full", "expires_at": "2099-01-31T00:00:00Z"}),
+        openapi_extra=openapi.json_body("ConsentBody", Scope.DATA, _EXAMPLE),
     )
     add(
         f"{base}/consent/history",
@@ -195,13 +197,10 @@ def build_router(routes: ConsentRoutes) -> APIRouter:
         summary="Erase what is kept of you up to now",
         status_code=202,
         responses={202: erasure[200], **refusals},
-        **plain,
+        response_class=Response,
+        openapi_extra=openapi.secured(Scope.DATA),
     )
     return router
-
-
-def _origin(request: Request) -> str:
-    return request.client.host if request.client is not None else "unknown"
 
 
 def _moment(milliseconds: int) -> str:

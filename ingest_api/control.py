@@ -1,7 +1,8 @@
 """POST /v1/control: stop and resume robots, so that no action reaches them.
 
-Whose key may do what: any key, robots and the fleet of its own customer; a key of tier `enterprise`, a whole
-model or everything as well. What belongs to other customers one by one is for `vlastream stop`.
+Whose key may do what: any key with scope `control`, robots and the fleet of its own customer; one of tier
+`enterprise` or with scope `admin`, a whole model or everything as well. What belongs to other customers one by
+one is for `vlastream stop`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fastapi import Request, Response
 from pydantic import Field
 
 from ingest_api.key_stores import KeyRecord
-from ingest_api.keys import KeyRing
+from ingest_api.keys import KeyRing, origin_of
 from ingest_api.problems import Problem, fault
 from ingest_api.request_body import Body, parse_body, read_body
 from runtime.control import (
@@ -32,6 +33,7 @@ from runtime.errors import Reject
 from runtime.publisher import PublisherPort
 from schemas.cards import CardSet
 from schemas.codes import Code
+from schemas.scopes import Scope
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class ControlRoute:
 
     async def post(self, request: Request) -> Response:
         """200 once the broker has the record: within a second from then no action reaches what it stops."""
-        key = await self._keys.authenticate(request.headers.get("authorization"))
+        key = await self._keys.of(request)
         body = parse_body(await read_body(request, _LARGEST_BODY_BYTES), ControlBody)
         try:
             target = self._target(body, key)
@@ -74,7 +76,7 @@ class ControlRoute:
             control = control_record(
                 target,
                 stopped=body.action == "stop",
-                who=f"{who}(key {key.key_id} of {key.customer_id})",
+                who=f"{who}({key.actor})",
                 why=body.reason,
             )
         except Reject as refusal:
@@ -82,7 +84,9 @@ class ControlRoute:
                 Code.MALFORMED, str(refusal), violations=[fault(refusal.field, "malformed", str(refusal))]
             ) from refusal
         try:
-            where = await asyncio.wait_for(publish_control(self._publisher, control), self._timeout_s)
+            where = await asyncio.wait_for(
+                publish_control(self._publisher, control, origin=origin_of(request)), self._timeout_s
+            )
         except TimeoutError as error:
             detail = f"Kafka has not confirmed the {body.action}: it may not hold, send it again"
             raise Problem(Code.UNAVAILABLE, detail, retry_after_s=1.0) from error
@@ -100,7 +104,7 @@ class ControlRoute:
     def _target(self, body: ControlBody, key: KeyRecord) -> str:
         """Raises Problem for a target that is not the key's to touch, Reject for one that cannot be."""
         _check_fields(body)
-        if body.scope in ("model", "all") and key.tier != WIDE_TIER:
+        if body.scope in ("model", "all") and key.tier != WIDE_TIER and Scope.ADMIN not in key.scopes:
             detail = f"scope {body.scope} stops other customers' robots too: it takes a key of tier {WIDE_TIER}"
             raise Problem(Code.FORBIDDEN, detail, violations=[fault("scope", "tier", detail)])
         if body.scope == "robot":

@@ -20,9 +20,11 @@ from runtime.data_tables import episodes
 from runtime.publisher import PublisherPort
 from schemas.codes import Code
 from schemas.messages import EpisodeEvent, EpisodeKind
+from schemas.scopes import Scope
 from schemas.topics import EPISODES
 
 _LARGEST_BODY_BYTES = 16 * 1024
+_EXAMPLE = {"event": "start", "robot_id": "arm-1", "episode_id": "e-1", "task": "stack the blocks"}
 _COLUMNS = ("robot_id", "robot_type", "episode_id", "task", "environment_type", "success", "started_at", "ended_at")
 
 Environment = Literal["lab", "warehouse", "factory", "outdoor", "home", "office", "hospital", "retail", "other"]
@@ -58,12 +60,10 @@ def build_router(keys: KeyRing, publisher: PublisherPort, reader: Reader) -> API
         summary="An episode starts, or ends",
         response_class=Response,
         responses={**openapi.json_answer("Recorded", "the log has it"), **openapi.problems(400, 401, 403, 413, 503)},
-        openapi_extra=openapi.json_body(
-            "EpisodeBody", {"event": "start", "robot_id": "arm-1", "episode_id": "e-1", "task": "stack the blocks"}
-        ),
+        openapi_extra=openapi.json_body("EpisodeBody", Scope.DATA, _EXAMPLE),
     )
     async def post(request: Request) -> Response:
-        key = await keys.authenticate(request.headers.get("authorization"))
+        key = await keys.of(request)
         event = _event(parse_body(await read_body(request, _LARGEST_BODY_BYTES), EpisodeBody), key.customer_id)
         where = await record(
             publisher,
@@ -81,10 +81,10 @@ def build_router(keys: KeyRing, publisher: PublisherPort, reader: Reader) -> API
         summary="Your episodes, newest first",
         response_class=Response,
         responses={**openapi.json_answer("Episodes", "the episodes"), **openapi.problems(400, 401, 403, 503)},
-        openapi_extra={**openapi.SECURED, "parameters": described(EpisodeList)},
+        openapi_extra={**openapi.secured(Scope.READ), "parameters": described(EpisodeList)},
     )
     async def listed(request: Request) -> Response:
-        key = await keys.authenticate(request.headers.get("authorization"))
+        key = await keys.of(request)
         wanted = parse_query(request, EpisodeList)
         began = episodes.c.started_at
         query = select(*(episodes.c[name] for name in _COLUMNS)).where(episodes.c.customer_id == key.customer_id)

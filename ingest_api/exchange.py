@@ -16,6 +16,7 @@ from ingest_api.answers import expired_problem, rejection_problem, timings_ms
 from ingest_api.counting import InferenceCounts
 from ingest_api.gateway import Gateway, NoReply, Question
 from ingest_api.key_stores import KeyRecord
+from ingest_api.limits import Allowance, Limits
 from ingest_api.problems import Problem, fault, new_request_id, problem_of
 from ingest_api.replies import Reply
 from ingest_api.request_body import InferenceBody, check_record_size
@@ -44,6 +45,8 @@ class Case:
     model: str = ""
     robot_type: str = ""
     published: bool = False
+    #: What the customer's limits let it in by; its headers go with the answer. None: nobody has asked yet.
+    allowance: Allowance | None = None
     replayed: bool = False
     #: How long the observation is worth acting on.
     ttl_s: float = float("inf")
@@ -64,7 +67,8 @@ class Actions:
 
 
 class Exchange:
-    """Requests to the log, outcomes back. A protocol authenticates, asks for a place, sends, waits and reads.
+    """Requests to the log, outcomes back. A protocol authenticates, asks the limits, asks for a place, sends,
+    waits and reads.
 
     It holds a message no longer than `send` runs: nothing of a body is kept while the pipeline works.
     """
@@ -77,6 +81,7 @@ class Exchange:
         gateway: Gateway,
         admission: Admission,
         workers: LiveWorkers,
+        limits: Limits,
         counts: InferenceCounts,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -85,12 +90,23 @@ class Exchange:
         self._gateway = gateway
         self._admission = admission
         self._workers = workers
+        self._limits = limits
         self._counts = counts
         self._now_us = now_us
 
     def begin(self) -> Case:
         """A request has arrived."""
         return Case(received_us=self._now_us(), started=time.perf_counter())
+
+    async def allow(self, case: Case, key: KeyRecord) -> None:
+        """Count the request against the limits of its key and its customer. Raises Problem 429 over one of them."""
+        case.allowance = Allowance()
+        case.allowance = await self._limits.take(key)
+
+    def largest_bytes(self, key: KeyRecord) -> int:
+        """How large a request of this customer may be."""
+        own = key.limits.max_payload_bytes
+        return self._settings.max_body_bytes if own is None else min(own, self._settings.max_body_bytes)
 
     def admit(self, key: KeyRecord, size_bytes: int) -> Slot:
         """A place, to be used in a `with` block. Raises Problem 429 or 503."""
@@ -119,13 +135,16 @@ class Exchange:
             raise Problem(Code.NO_WORKER, detail, violations=[violation], retry_after_s=2.0)
         return cards
 
-    def send(
+    async def send(
         self, message: InferenceRequest, case: Case, key: KeyRecord, slot: Slot, traceparent: str = ""
     ) -> tuple[asyncio.Future[Reply], float]:
         """Hand a request to the log: its reply to come, and for how long it is waited for, in seconds.
 
-        Raises Problem 413 for what the broker would not take, Overloaded and Unavailable.
+        Raises Problem 413 for what the broker would not take, 429 for a robot too many, Overloaded and Unavailable.
         """
+        if case.allowance is None:
+            raise RuntimeError("a request is sent that no limit was asked about: call `allow` first")
+        await self._limits.admit_robot(key, message.robot_id)
         value, robot_id = message.SerializeToString(), message.robot_id.encode()
         check_record_size(value, robot_id)
         question = Question(
@@ -187,6 +206,10 @@ class Exchange:
         if not case.replayed:
             self._counts.answered(case.model, case.robot_type, "success", case.elapsed_s)
 
+    def headers(self, case: Case) -> dict[str, str]:
+        """What a transport with headers says of the limits."""
+        return dict(case.allowance.headers) if case.allowance is not None else {}
+
     def left(self, case: Case) -> None:
         """The caller is gone without an answer."""
         self._counts.answered(case.model, case.robot_type, "disconnected", case.elapsed_s)
@@ -194,9 +217,12 @@ class Exchange:
     def refused(self, error: VlastreamError, case: Case) -> Problem:
         """The problem that a caller is told, counted."""
         problem = problem_of(error)
+        problem.headers = {**self.headers(case), **problem.headers}
         if not case.replayed:
             self._counts.answered(case.model, case.robot_type, problem.code, case.elapsed_s)
         if not case.published:
+            if case.allowance is not None:
+                self._limits.give_back(case.allowance)
             self._counts.refused_before_produce(problem.code)
             for violation in problem.violations:
                 self._counts.malformed(violation["field"], violation["reason"], _FIELDS)

@@ -24,6 +24,7 @@ from runtime.publisher import PublisherPort
 from runtime.tables import inference_log
 from schemas.codes import Code
 from schemas.messages import ActionMatrix, Feedback, FeedbackKind
+from schemas.scopes import Scope
 from schemas.topics import FEEDBACK
 
 _LARGEST_BODY_BYTES = 256 * 1024
@@ -139,7 +140,7 @@ class FeedbackRoutes:
         return answer({**totals, "types": rows})
 
     async def _key(self, request: Request) -> KeyRecord:
-        return await self._keys.authenticate(request.headers.get("authorization"))
+        return await self._keys.of(request)
 
     async def _take(self, key: KeyRecord, kind: Kind, body: FeedbackFields) -> Response:
         _check_fields(kind, body)
@@ -207,7 +208,7 @@ def build_router(keys: KeyRing, publisher: PublisherPort, reader: Reader) -> API
         "/v1/feedback",
         routes.post,
         summary="Feedback on one of your requests",
-        openapi_extra=openapi.json_body("FeedbackBody", {"type": "success", **example}),
+        openapi_extra=openapi.json_body("FeedbackBody", Scope.DATA, {"type": "success", **example}),
         **posting,
     )
     for kind in _KINDS:
@@ -215,7 +216,7 @@ def build_router(keys: KeyRing, publisher: PublisherPort, reader: Reader) -> API
             f"/v1/feedback/{kind}",
             _of_kind(routes, kind),
             summary=f"Feedback of kind {kind}",
-            openapi_extra=openapi.json_body("FeedbackFields", example if kind == "success" else None),
+            openapi_extra=openapi.json_body("FeedbackFields", Scope.DATA, example if kind == "success" else None),
             **posting,
         )
     reading: dict[str, Any] = {"methods": ["GET"], "response_class": Response}
@@ -224,7 +225,7 @@ def build_router(keys: KeyRing, publisher: PublisherPort, reader: Reader) -> API
         routes.listed,
         summary="Your feedback, newest first",
         responses={**openapi.json_answer("FeedbackRows", "the feedback"), **openapi.problems(400, 401, 403, 503)},
-        openapi_extra={**openapi.SECURED, "parameters": described(FeedbackList)},
+        openapi_extra={**openapi.secured(Scope.READ), "parameters": described(FeedbackList)},
         **reading,
     )
     router.add_api_route(
@@ -232,7 +233,7 @@ def build_router(keys: KeyRing, publisher: PublisherPort, reader: Reader) -> API
         routes.stats,
         summary="Your feedback in figures",
         responses={**openapi.json_answer("FeedbackStats", "the figures"), **openapi.problems(400, 401, 403, 503)},
-        openapi_extra={**openapi.SECURED, "parameters": described(Span)},
+        openapi_extra={**openapi.secured(Scope.READ), "parameters": described(Span)},
         **reading,
     )
     return router

@@ -21,6 +21,7 @@ from ingest_api.reading import Reader, answer, read
 from runtime.database import Database
 from runtime.tables import inference_log
 from schemas.codes import Code
+from schemas.scopes import Scope
 
 #: Rows of one id in an answer: an id that is used again after the gate's window is another request.
 _MOST_ROWS = 20
@@ -101,10 +102,10 @@ def build_router(keys: KeyRing, history: History, reader: Reader) -> APIRouter:
         summary="Your requests, newest first",
         response_class=Response,
         responses={**openapi.json_answer("InferencePage", "one page"), **openapi.problems(400, 401, 403, 503)},
-        openapi_extra={**openapi.SECURED, "parameters": described(InferenceList)},
+        openapi_extra={**openapi.secured(Scope.READ), "parameters": described(InferenceList)},
     )
     async def listed(request: Request) -> Response:
-        key = await keys.authenticate(request.headers.get("authorization"))
+        key = await keys.of(request)
         wanted = parse_query(request, InferenceList)
         rows = await read(reader, page_query(wanted, key.customer_id))
         page, following = rows[: wanted.limit], None
@@ -122,10 +123,10 @@ def build_router(keys: KeyRing, history: History, reader: Reader) -> APIRouter:
             **openapi.json_answer("Inferences", "the rows of this id"),
             **openapi.problems(401, 403, 404, 503),
         },
-        openapi_extra=openapi.SECURED,
+        openapi_extra=openapi.secured(Scope.READ),
     )
     async def one(request: Request, request_id: str) -> Response:
-        key = await keys.authenticate(request.headers.get("authorization"))
+        key = await keys.of(request)
         rows = [] if "\x00" in request_id else await asyncio.to_thread(history.find, key.customer_id, request_id)
         if not rows:
             detail = "no request of yours has this id; a new one appears here within a second of its answer"

@@ -42,16 +42,18 @@ class InferenceRoute:
         document = chunk_document(
             actions.outcome, timings=actions.timings_ms, replayed=actions.replayed, expired=actions.expired
         )
-        return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+        content = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Response(content, media_type="application/json", headers=self._exchange.headers(case))
 
     async def _ask(self, request: Request, case: Case) -> Reply | None:
         """The reply to a request; None if its client left. Raises Problem and the like."""
-        key = await self._keys.authenticate(request.headers.get("authorization"))
+        key = await self._keys.of(request)
         # Before the body is read, so that a refusal for want of room costs next to nothing.
-        limit_bytes = self._settings.max_body_bytes
+        await self._exchange.allow(case, key)
+        limit_bytes = self._exchange.largest_bytes(key)
         with self._exchange.admit(key, announced_bytes(request, limit_bytes)) as slot:
             # Body and message live in `_send` alone: nothing of them is held while the pipeline works.
-            future, timeout_s = self._send(await read_body(request, limit_bytes), request, case, key, slot)
+            future, timeout_s = await self._send(await read_body(request, limit_bytes), request, case, key, slot)
             loop = asyncio.get_running_loop()
             end_s = loop.time() + timeout_s
             reply = await self._unless_client_leaves(future, request)
@@ -62,7 +64,7 @@ class InferenceRoute:
                 loop.call_at(end_s, slot.hand_over())
             return reply
 
-    def _send(
+    async def _send(
         self, raw: bytes, request: Request, case: Case, key: KeyRecord, slot: Slot
     ) -> tuple[asyncio.Future[Reply], float]:
         body = parse_body(raw, InferenceBody)
@@ -76,7 +78,7 @@ class InferenceRoute:
             first_camera=cards[0].cameras[0],
             default_ttl_ms=self._settings.default_ttl_ms,
         )
-        return self._exchange.send(message, case, key, slot, request.headers.get("traceparent", ""))
+        return await self._exchange.send(message, case, key, slot, request.headers.get("traceparent", ""))
 
     async def _unless_client_leaves(self, future: asyncio.Future[Reply], request: Request) -> Reply | None:
         """The reply, or None once the client is gone. Raises as `Exchange.reply` does."""

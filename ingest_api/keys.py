@@ -1,4 +1,4 @@
-"""API keys: made by an operator, kept as hashes, recognised in memory, in Valkey or in Postgres, in that order."""
+"""Whose a bearer key or token is: recognised in memory, in Valkey or in Postgres, in that order."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ import hashlib
 import hmac
 import logging
 import re
-import secrets
-import string
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 
-from ingest_api.key_stores import KeyCache, KeyRecord, KeyTable, PostgresKeys, ValkeyKeys
+from starlette.requests import HTTPConnection
+
+from ingest_api.access import declared_scopes
+from ingest_api.key_stores import KeyCache, KeyRecord, KeyTable, reference_of_id
+from ingest_api.key_watch import KeyWatch
 from ingest_api.problems import Problem
-from runtime.database import connect
-from runtime.errors import Fatal, Unavailable
+from ingest_api.tokens import Tokens
+from runtime.errors import Unavailable
 from runtime.metrics import Metrics
-from runtime.settings import Settings
 from schemas.codes import Code
-from schemas.ids import NAMESPACE
+from schemas.scopes import Scope
 
 log = logging.getLogger(__name__)
 
 KEY_PATTERN = re.compile(r"vla_[A-Za-z0-9]{8}_[A-Za-z0-9_-]{20,64}")
-INFERENCE = "inference"
-_PREFIX_CHARACTERS = string.ascii_lowercase + string.digits
 #: Time that a request with a key that is known already waits for its refresh.
 _REFRESH_PATIENCE_S = 0.25
 #: Pause after a failed lookup, in which known keys are honoured and unknown ones refused without trying again.
@@ -68,9 +65,14 @@ class KeyRing:
         ttl_s: float,
         stale_s: float,
         metrics: Metrics,
+        tokens: Tokens | None = None,
+        watch: KeyWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
+        """tokens: reads those of POST /v1/auth/token. watch: is told what looks like an attack. None: there is none."""
+        self._tokens = tokens
+        self._watch = watch
         self._cache = cache
         self._table = table
         self._ttl_s = ttl_s
@@ -87,38 +89,82 @@ class KeyRing:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def authenticate(self, authorization: str | None, scope: str = INFERENCE) -> KeyRecord:
-        """The record of a key in an Authorization header.
+    async def of(self, connection: HTTPConnection, scope: Scope | None = None) -> KeyRecord:
+        """The record of whoever makes this HTTP request or WebSocket. Raises as `authenticate` does.
 
+        scope: None, the one that the route declares in its OpenAPI; a route that declares nothing lets nobody in.
+        """
+        if scope is None:
+            declared = declared_scopes(getattr(connection.scope.get("route"), "openapi_extra", None))
+            if declared is None:
+                raise _forbidden("this route does not say which scope it takes")
+            scope = Scope(declared[0]) if declared else None
+        return await self.authenticate(connection.headers.get("authorization"), scope, origin=origin_of(connection))
+
+    async def authenticate(
+        self, authorization: str | None, scope: Scope | None = Scope.INFERENCE, *, origin: str = "unknown"
+    ) -> KeyRecord:
+        """The record of a key, or of a token made with it, in an Authorization header. Of a token: with its scopes.
+
+        scope: None, any will do. origin: address of the client, for the audit log.
         Raises Problem: 401 without a valid key, 403 for one that may not do this, 503 for a key that is not known
         while it cannot be looked up.
         """
-        scheme, _, key = (authorization or "").partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key:
-            raise _unauthenticated("send a key: `Authorization: Bearer vla_...`", error="")
-        if not KEY_PATTERN.fullmatch(key):
-            raise _unauthenticated("this is not a key of this service: keys begin with vla_")
-        digest = hash_key(key)
-        entry = self._known.get(digest) or self._unknown.get(digest)
-        if entry is not None and self._clock() < entry.check_at:
-            self._metrics.key_lookups.labels("memory").inc()
-        else:
-            entry = await self._refreshed(digest, entry)
-        return self._judged(digest, entry.record, scope)
+        try:
+            record = await self._recognised(authorization, scope, origin)
+        except Problem as problem:
+            if problem.code in (Code.UNAUTHENTICATED, Code.FORBIDDEN):
+                self._metrics.key_refusals.labels(problem.code).inc()
+            raise
+        if self._watch is not None:
+            self._watch.used(record, origin)
+        return record
 
-    def _judged(self, digest: str, record: KeyRecord | None, scope: str) -> KeyRecord:
-        if record is None or not hmac.compare_digest(record.key_hash, digest):
+    async def _recognised(self, authorization: str | None, scope: Scope | None, origin: str) -> KeyRecord:
+        scheme, _, text = (authorization or "").partition(" ")
+        text = text.strip()
+        if scheme.lower() != "bearer" or not text:
+            raise _unauthenticated("send a key: `Authorization: Bearer vla_...`", error="")
+        if KEY_PATTERN.fullmatch(text):
+            digest = hash_key(text)
+            record = await self._known_as(digest)
+            if record is not None and hmac.compare_digest(record.key_hash, digest):
+                return self._judged(record, record.scopes, scope, origin)
+            self._say(KeyWatch.unknown, origin)
             raise _unauthenticated("nobody has this key: see `vlastream keys list`")
+        claims = self._tokens.read(text) if self._tokens is not None else None
+        if claims is None:
+            raise _unauthenticated("this is neither a key of this service, which begins with vla_, nor a valid token")
+        record = await self._known_as(reference_of_id(claims.key_id))
+        if record is None:
+            raise _unauthenticated("the key of this token is gone: ask for a new token with another key")
+        # A token never may more than its key may now.
+        return self._judged(record, tuple(s for s in claims.scopes if s in record.scopes), scope, origin)
+
+    def _judged(self, record: KeyRecord, scopes: tuple[str, ...], scope: Scope | None, origin: str) -> KeyRecord:
         if not record.is_active:
+            self._say(KeyWatch.revoked, record, origin)
             raise _unauthenticated("this key was revoked: ask for a new one")
         if record.expires_at_s is not None and self._now() >= record.expires_at_s:
+            self._say(KeyWatch.expired, record, origin)
             raise _unauthenticated("this key has expired: ask for a new one")
         if not record.customer_active:
             raise _forbidden("this customer is not active")
-        if scope not in record.scopes:
-            raise _forbidden(f"this key lacks the scope {scope}")
-        return record
+        if scope is not None and scope not in scopes:
+            raise _forbidden(f"this key or token lacks the scope {scope}")
+        return record if scopes == record.scopes else replace(record, scopes=scopes)
+
+    def _say(self, what: Callable[..., None], *about: object) -> None:
+        if self._watch is not None:
+            what(self._watch, *about)
+
+    async def _known_as(self, reference: str) -> KeyRecord | None:
+        entry = self._known.get(reference) or self._unknown.get(reference)
+        if entry is not None and self._clock() < entry.check_at:
+            self._metrics.key_lookups.labels("memory").inc()
+        else:
+            entry = await self._refreshed(reference, entry)
+        return entry.record
 
     async def _refreshed(self, digest: str, entry: _Entry | None) -> _Entry:
         """The entry after a lookup, or the old one while lookups fail or take long."""
@@ -192,10 +238,15 @@ class KeyRing:
             raise
         if found is not None:
             try:
-                self._cache.put(found, self._now(), keep_s=max(self._stale_s, self._ttl_s))
+                self._cache.put(digest, found, self._now(), keep_s=max(self._stale_s, self._ttl_s))
             except Unavailable as error:
                 log.warning("key cache: %s", error, extra={"action": "key_lookup"})
         return found, 0.0, "postgres"
+
+
+def origin_of(connection: HTTPConnection) -> str:
+    """Address of the client, as the server sees it: what proxies say is not believed."""
+    return connection.client.host if connection.client is not None else "unknown"
 
 
 def _keep(entries: OrderedDict[str, _Entry], digest: str, entry: _Entry, most: int) -> None:
@@ -212,79 +263,3 @@ def _unauthenticated(detail: str, error: str = ', error="invalid_token"') -> Pro
 def _forbidden(detail: str) -> Problem:
     challenge = 'Bearer realm="vlastream", error="insufficient_scope"'
     return Problem(Code.FORBIDDEN, detail, headers={"www-authenticate": challenge})
-
-
-# --- for operators: `vlastream keys ...`
-
-
-def customer_id_of(email: str) -> str:
-    """One address is one customer, however it is capitalised. Raises Fatal for what is no address."""
-    address = _normalised(email)
-    return str(uuid.uuid5(NAMESPACE, f"customer\x1f{address}"))
-
-
-def create_key(settings: Settings, email: str, tier: str) -> str:
-    """A new key for the customer with this address, who is made at their first key; `tier` is theirs from now on.
-
-    Returns the key, which is kept nowhere. Raises Fatal for a bad address, Unavailable while Postgres is away.
-    """
-    address = _normalised(email)
-    prefix = "".join(secrets.choice(_PREFIX_CHARACTERS) for _ in range(8))
-    key = f"vla_{prefix}_{secrets.token_urlsafe(32)}"
-    with _postgres_keys(settings) as table:
-        table.add(
-            customer_id=customer_id_of(address),
-            email=address,
-            tier=tier,
-            prefix=f"vla_{prefix}",
-            key_hash=hash_key(key),
-        )
-    return key
-
-
-def list_keys(settings: Settings) -> list[str]:
-    """A heading and one line a key, newest first. Raises Unavailable while Postgres is away."""
-    with _postgres_keys(settings) as table:
-        rows = table.all()
-    lines = [f"{'PREFIX':<13} {'STATE':<8} {'TIER':<11} {'CREATED':<17} {'LAST USED':<17} EMAIL"]
-    for row in rows:
-        expired = row.expires_at is not None and row.expires_at <= datetime.now(UTC)
-        state = "revoked" if not row.is_active else "expired" if expired else "active"
-        created, used = _minute(row.created_at), _minute(row.last_used_at)
-        lines.append(f"{row.prefix:<13} {state:<8} {row.tier:<11} {created:<17} {used:<17} {row.email}")
-    return lines
-
-
-def revoke_key(settings: Settings, prefix: str) -> bool:
-    """Revoke every active key with this prefix, `vla_` or not before it. False where there is none.
-
-    API processes forget it after key_cache_ttl_s. Raises Unavailable while Postgres is away.
-    """
-    full = prefix if prefix.startswith("vla_") else f"vla_{prefix}"
-    with _postgres_keys(settings) as table:
-        revoked = table.revoke(full)
-    cache = ValkeyKeys.at(settings.redis_url.get_secret_value())
-    try:
-        for key_hash in revoked:
-            cache.delete(key_hash)
-    except Unavailable as error:
-        # What stands there is asked again at Postgres once it is older than key_cache_ttl_s.
-        log.warning("the cache keeps the key for some seconds: %s", error, extra={"action": "revoke"})
-    finally:
-        cache.close()
-    return bool(revoked)
-
-
-def _postgres_keys(settings: Settings) -> PostgresKeys:
-    return PostgresKeys(connect(settings, "vlastream-keys", pool_size=1))
-
-
-def _normalised(email: str) -> str:
-    address = email.strip().lower()
-    if not re.fullmatch(r"[^@\s]{1,64}@[^@\s]{1,189}", address) or not address.isprintable():
-        raise Fatal(f"{email[:80]!r} is not an e-mail address")
-    return address
-
-
-def _minute(moment: datetime | None) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if moment is not None else "never"

@@ -9,20 +9,21 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ingest_api.access import BEARER
+from ingest_api.access import secured as secured
 from ingest_api.control import ControlBody
 from ingest_api.model_schemas import MODEL_SCHEMAS
+from ingest_api.openapi_tenancy import TENANCY_SCHEMAS
 from ingest_api.problems import MEDIA_TYPE
 from ingest_api.request_body import InferenceBody
 from ingest_api.safety import SafetyBody
 from schemas.cards import CardSet, EmbodimentCard
 from schemas.codes import Code
+from schemas.scopes import Scope
 
 #: The body that the README's curl sends.
 EXAMPLE_FILE = Path(__file__).resolve().parent.parent / "examples" / "inference_request.json"
 
-BEARER = "bearer"
-#: Added to a route that wants a key.
-SECURED: dict[str, Any] = {"security": [{BEARER: []}]}
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -198,6 +199,7 @@ _PROBLEMS = {
     401: "no valid key",
     403: "the key may not do this",
     404: "unknown model, or nothing there",
+    408: "the body did not come in time",
     409: "superseded by a newer observation of this robot",
     413: "body or images too large",
     422: "refused by a gate; the violations say why",
@@ -246,7 +248,7 @@ def inference_body() -> dict[str, Any]:
     content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferenceBody"}}
     if EXAMPLE_FILE.is_file():
         content["example"] = json.loads(EXAMPLE_FILE.read_text(encoding="utf-8"))
-    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+    return {**secured(Scope.INFERENCE), "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def safety_body(cards: CardSet) -> dict[str, Any]:
@@ -254,15 +256,15 @@ def safety_body(cards: CardSet) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/SafetyBody"}}
     if cards.embodiments:
         content["example"] = _stillness(cards.embodiments[0])
-    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+    return {**secured(Scope.INFERENCE), "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-def json_body(schema: str, example: dict[str, Any] | None = None) -> dict[str, Any]:
+def json_body(schema: str, scope: Scope | None, example: dict[str, Any] | None = None) -> dict[str, Any]:
     """`openapi_extra` of a route that takes a key and a body of this component schema."""
     content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
     if example is not None:
         content["example"] = example
-    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+    return {**secured(scope), "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def control_body() -> dict[str, Any]:
@@ -275,7 +277,7 @@ def control_body() -> dict[str, Any]:
         "by": "ana",
     }
     content = {"schema": {"$ref": "#/components/schemas/ControlBody"}, "example": example}
-    return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
+    return {**secured(Scope.CONTROL), "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def _stillness(card: EmbodimentCard) -> dict[str, Any]:
@@ -293,12 +295,11 @@ def components(bodies: Sequence[type[BaseModel]] = ()) -> dict[str, Any]:
     """
     schemas: dict[str, Any] = {"Problem": PROBLEM_SCHEMA, "SafetyReport": SAFETY_SCHEMA, "ActionChunk": CHUNK_SCHEMA}
     schemas |= {"Control": CONTROL_SCHEMA, "SafetyVerdict": VERDICT_SCHEMA, "Inferences": INFERENCES_SCHEMA}
-    schemas |= DATA_SCHEMAS
-    schemas |= MODEL_SCHEMAS
+    schemas |= DATA_SCHEMAS | MODEL_SCHEMAS | TENANCY_SCHEMAS
     models: list[type[BaseModel]] = [InferenceBody, SafetyBody, ControlBody, *bodies]
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
-    scheme = {"type": "http", "scheme": "bearer", "description": "a key of `vlastream keys create`"}
+    scheme = {"type": "http", "scheme": "bearer", "description": "a key of `vlastream keys create`, or a token"}
     return {"schemas": schemas, "securitySchemes": {BEARER: scheme}}

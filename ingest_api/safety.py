@@ -46,7 +46,7 @@ class SafetyRoute:
 
     async def post(self, request: Request) -> Response:
         """200 with the report where the actions may be executed, 422 `unsafe_action` where not."""
-        await self._keys.authenticate(request.headers.get("authorization"))
+        await self._keys.of(request)
         limit = min(self._settings.max_body_bytes, _LARGEST_BODY_BYTES)
         body = parse_body(await read_body(request, limit), SafetyBody)
         card = self._card(body.robot_type)

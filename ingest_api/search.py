@@ -23,6 +23,7 @@ from runtime.errors import Unavailable
 from schemas.codes import Code
 from schemas.embeddings import INSTRUCTION_EMBEDDING_DIM
 from schemas.messages import Embedding, EmbeddingQuery
+from schemas.scopes import Scope
 from schemas.topics import QUERIES
 
 #: The index goes on until it has found as many as were asked for that pass the filters (pgvector 0.8).
@@ -186,10 +187,10 @@ def build_router(keys: KeyRing, reader: Reader, embedder: QueryEmbedder) -> APIR
         summary="Your instructions that mean about the same",
         response_class=Response,
         responses={**openapi.json_answer("Matches", "nearest first"), **openapi.problems(400, 401, 403, 503)},
-        openapi_extra={**openapi.SECURED, "parameters": described(InstructionSearch)},
+        openapi_extra={**openapi.secured(Scope.READ), "parameters": described(InstructionSearch)},
     )
     async def instructions(request: Request) -> Response:
-        key = await keys.authenticate(request.headers.get("authorization"))
+        key = await keys.of(request)
         wanted = parse_query(request, InstructionSearch)
         embedding = await embedder.embed(wanted.q, key.customer_id)
         query = instruction_query(wanted, key.customer_id, embedding)
@@ -200,10 +201,10 @@ def build_router(keys: KeyRing, reader: Reader, embedder: QueryEmbedder) -> APIR
         summary="Your scenes that look like that of a request",
         response_class=Response,
         responses={**openapi.json_answer("Matches", "nearest first"), **openapi.problems(400, 401, 403, 404, 503)},
-        openapi_extra={**openapi.SECURED, "parameters": described(SceneSearch)},
+        openapi_extra={**openapi.secured(Scope.READ), "parameters": described(SceneSearch)},
     )
     async def scenes(request: Request, request_id: str) -> Response:
-        key = await keys.authenticate(request.headers.get("authorization"))
+        key = await keys.of(request)
         wanted = parse_query(request, SceneSearch)
         asked = [] if "\x00" in request_id else await read(reader, asked_scene(key.customer_id, request_id))
         if not asked:

@@ -22,10 +22,11 @@ from ingest_api.federation import targets_of
 from ingest_api.gateway import KafkaGateway
 from ingest_api.health import Dependency, Health
 from ingest_api.history import PostgresHistory
-from ingest_api.key_stores import PostgresKeys, ValkeyKeys
-from ingest_api.keys import KeyRing
+from ingest_api.http_protocol import protocol_with
+from ingest_api.key_stores import ValkeyKeys
 from ingest_api.reading import PostgresReader
 from ingest_api.search import KafkaQueryEmbedder
+from ingest_api.tenancy import build_tenancy
 from runtime.consent import ConsentList
 from runtime.database import connect
 from runtime.errors import Fatal, Unavailable
@@ -109,16 +110,10 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     lifecycle.on_close("replies", gateway.close)
     database = connect(settings, client_id)
     lifecycle.on_close("database", lambda deadline: database.close())
-    valkey = ValkeyKeys.at(settings.redis_url.get_secret_value())
+    valkey = ValkeyKeys.at(settings.redis_url.get_secret_value(), settings.secret_key.get_secret_value())
     lifecycle.on_close("valkey", lambda deadline: valkey.close())
-    keys = KeyRing(
-        cache=valkey,
-        table=PostgresKeys(database),
-        ttl_s=settings.key_cache_ttl_s,
-        stale_s=settings.key_cache_stale_s,
-        metrics=metrics,
-    )
-    lifecycle.on_close("keys", lambda deadline: keys.close())
+    tenancy = build_tenancy(settings, database=database, valkey=valkey, publisher=publisher, metrics=metrics)
+    lifecycle.on_close("keys", lambda deadline: tenancy.keys.close())
 
     def waiting_for() -> list[str]:
         reasons = ["stopping"] if lifecycle.stopping.is_set() else []
@@ -128,7 +123,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         dependencies={
             "kafka": Dependency(partial(_ping_kafka, producer), vital=True, without="no request can be taken"),
             "postgres": Dependency(database.ping, vital=False, without="no new key is recognised, no history is shown"),
-            "valkey": Dependency(valkey.ping, vital=False, without="keys are looked up in Postgres more often"),
+            "valkey": Dependency(valkey.ping, vital=False, without="no limit is checked, keys are asked of Postgres"),
         },
         waiting_for=waiting_for,
         workers=workers,
@@ -140,7 +135,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         cards=cards,
         metrics=metrics,
         gateway=gateway,
-        keys=keys,
+        keys=tenancy.keys,
         workers=workers,
         traffic=traffic,
         history=PostgresHistory(database),
@@ -149,11 +144,16 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         reader=PostgresReader(database),
         embedder=KafkaQueryEmbedder(gateway),
         consents=consents,
+        limits=tenancy.limits,
+        customers=tenancy.customers,
+        key_admin=tenancy.key_admin,
+        tokens=tenancy.tokens,
         topics=list(declared_topics(settings)),
         federate_targets=partial(targets_of, settings),
     )
     way = _Way(gateway=gateway, views=views, producer=producer)
     connecting = asyncio.create_task(_connect(settings, lifecycle, way))
+    tenancy.upkeep.start()
     started = time.monotonic()
     metrics.uptime.set_function(lambda: time.monotonic() - started)
     try:
@@ -161,6 +161,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         await _serve(settings, lifecycle, config, abandon=gateway.abandon)
     finally:
         connecting.cancel()
+        await tenancy.upkeep.close()
 
 
 def reply_partition(settings: Settings) -> int:
@@ -176,7 +177,7 @@ def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="none",
-        http="httptools",
+        http=protocol_with(settings.client_timeout_s),
         ws="none",
         log_config=None,
         access_log=False,

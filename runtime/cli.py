@@ -6,74 +6,17 @@ needs no torch never imports it.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, cast
 
 import click
 
-from runtime.errors import EXIT_CONFIG, VlastreamError
-
-#: The extra that a package's dependencies come with.
-_EXTRAS = {
-    "ingest_api": "api",
-    "stream_agents": "agents",
-    "gpu_consumers": "gpu",
-    "sinks": "sinks",
-    "benchmarks": "bench",
-}
-
-
-def _load(target: str) -> Callable[..., Any]:
-    """The function named `module:function`. A missing package becomes a sentence that names the extra."""
-    module, _, function = target.partition(":")
-    try:
-        return cast(Callable[..., Any], getattr(importlib.import_module(module), function))
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if (error.name or "").partition(".")[0] == package and package not in ("examples", "benchmarks"):
-            raise  # a module of ours that is missing is a fault of ours, not a package to install
-        raise click.ClickException(
-            f"{error.name} is not installed: install vlastream[{_EXTRAS.get(package, 'local')}], "
-            "or run `make setup` in the repository"
-        ) from error
-
-
-def _settings(role: str) -> Any:
-    from runtime.logs import configure_logging
-    from runtime.settings import load_settings
-
-    try:
-        settings = load_settings()
-    except VlastreamError as error:
-        click.echo(str(error), err=True)
-        sys.exit(EXIT_CONFIG)
-    configure_logging(
-        level=settings.log_level, log_format=settings.log_format, role=role, instance=settings.role_instance
-    )
-    return settings
-
-
-def _run_role(role: str, target: str) -> None:
-    sys.exit(_load(target)(_settings(role)))
-
-
-def _run_task(target: str, *args: Any, **kwargs: Any) -> Any:
-    """Run a one-shot task with settings; our own errors are told in one line."""
-    settings = _settings("cli")
-    try:
-        return _load(target)(settings, *args, **kwargs)
-    except VlastreamError as error:
-        raise click.ClickException(str(error)) from error
-
-
-class _InOrder(click.Group):
-    """Lists commands in the order in which they are declared, which is that of the flow."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+from runtime import cli_tenancy
+from runtime.cli_tasks import InOrder as _InOrder
+from runtime.cli_tasks import load as _load
+from runtime.cli_tasks import run_role as _run_role
+from runtime.cli_tasks import run_task as _run_task
 
 
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
@@ -239,6 +182,9 @@ def export_lerobot(
     )
 
 
+main.add_command(cli_tenancy.config)
+
+
 @main.group()
 def topics() -> None:
     """Kafka topics."""
@@ -270,33 +216,8 @@ def db_upgrade() -> None:
     click.echo("the database is at the newest revision")
 
 
-@main.group(cls=_InOrder)
-def keys() -> None:
-    """API keys."""
-
-
-@keys.command("create")
-@click.option("--email", required=True, help="whose key it is; one address is one customer")
-@click.option("--tier", type=click.Choice(["free", "pro", "enterprise"]), default="free", show_default=True)
-def keys_create(email: str, tier: str) -> None:
-    """Create a key and print it: it is shown this once, only its hash is kept."""
-    click.echo(_run_task("ingest_api.keys:create_key", email, tier))
-
-
-@keys.command("list")
-def keys_list() -> None:
-    """Show all keys by their prefix."""
-    for line in _run_task("ingest_api.keys:list_keys"):
-        click.echo(line)
-
-
-@keys.command("revoke")
-@click.argument("prefix")
-def keys_revoke(prefix: str) -> None:
-    """Revoke the key with this prefix; caches forget it within seconds."""
-    if not _run_task("ingest_api.keys:revoke_key", prefix):
-        raise click.ClickException(f"no active key has the prefix {prefix}: see `vlastream keys list`")
-    click.echo(f"{prefix} is revoked")
+for _group in (cli_tenancy.keys, cli_tenancy.customers, cli_tenancy.audit):
+    main.add_command(_group)
 
 
 @main.command()

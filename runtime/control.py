@@ -9,6 +9,7 @@ import re
 import threading
 import time
 
+from runtime.audit import control_source
 from runtime.errors import Reject
 from runtime.publisher import Delivered, PublisherPort
 from schemas import headers as h
@@ -23,12 +24,12 @@ MAX_WHO = 200
 MAX_WHY = 500
 _MAX_NAME = 200
 #: What the gate lets pass as a robot id: a stop of any other could never match a robot.
-_ROBOT_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+ROBOT_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def robot_target(customer_id: str, robot_id: str) -> str:
     """Raises Reject for a robot id that no robot can have."""
-    if not _ROBOT_ID.fullmatch(robot_id):
+    if not ROBOT_ID.fullmatch(robot_id):
         raise _refused("robot_id", "a robot id has 1 to 64 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")
     return f"robot:{_named(customer_id, 'customer_id')}/{robot_id}"
 
@@ -50,15 +51,17 @@ def control_record(target: str, *, stopped: bool, who: str, why: str, now_s: flo
     return Control(target=target, stopped=stopped, who=who.strip(), why=why.strip(), at_ms=at_ms)
 
 
-async def publish_control(publisher: PublisherPort, control: Control) -> Delivered:
+async def publish_control(publisher: PublisherPort, control: Control, *, origin: str) -> Delivered:
     """Write the record and wait until the broker has it: every gate reads it within a second.
+
+    origin: from where it was asked for, a client address or "cli".
 
     Raises Retry, Unavailable or Fatal: it is then not known to hold.
     """
     attributes = h.cloud_event(
         event_type="vla.control.v1",
         event_id=f"{control.at_ms}",
-        source="operator",
+        source=control_source(origin),
         now_s=control.at_ms / 1000,
     )
     key = control.target.encode()

@@ -55,7 +55,7 @@ def set_stop(
     wait_for_kafka(settings, timeout_s=_TIMEOUT_S)
     publisher = Publisher(build_producer(settings, _CLIENT_ID), Metrics())
     try:
-        where = asyncio.run(publish_control(publisher, control))
+        where = asyncio.run(publish_control(publisher, control, origin="cli"))
     finally:
         publisher.close(_TIMEOUT_S)
     done = "stopped: no action reaches it from within a second on" if stopped else "resumed"

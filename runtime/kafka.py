@@ -60,6 +60,7 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": client_id,
+        "security.protocol": settings.kafka_security_protocol,
         # A broker that restarts is back within a second on the robot path, not after the default backoff of 10 s.
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,

@@ -106,6 +106,13 @@ class Metrics:
         )
         self.key_lookups = counter("vla_key_lookups_total", "API key lookups by what answered", "source")
 
+        # --- customers, at the API and at the gate
+        self.limit_refusals = counter("vla_limit_refusals_total", "Requests over a customer's limit, by which", "limit")
+        self.limits_unchecked = counter(
+            "vla_limits_unchecked_total", "Questions to Valkey about a limit that it did not answer: all let through"
+        )
+        self.key_refusals = counter("vla_key_refusals_total", "Keys and tokens that were refused, by why", "reason")
+
         # --- the GPU workers
         self.batch_size = histogram("vla_batch_size", "Requests in a batch", "deployment", buckets=_BATCH)
         self.infer_duration = histogram("vla_device_duration_seconds", "Time of one batch on the device", "deployment")

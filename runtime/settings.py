@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from runtime.errors import Fatal
+from runtime.settings_rules import DEFAULT_DATABASE_URL, DEFAULT_SECRET, general_faults, production_faults
 from schemas.cards import valid_name
 
 DEFAULT_STACK_FILE = Path(".vlastream/stack.json")
 _REPOSITORY = Path(__file__).resolve().parent.parent
-#: Good enough to try things out; refused in production.
-DEFAULT_SALT = "change-me"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -28,17 +32,43 @@ class Settings(BaseSettings):
 
     # --- where the servers are
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
-    database_url: SecretStr = SecretStr("postgresql://vlastream:vlastream@127.0.0.1:5432/vlastream")
+    #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
     database_pool_size: int = Field(default=5, ge=1, le=200)
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: false writes the same lake to DATA_DIR/lake
     enable_s3_storage: bool = True
+    #: Empty: AWS
     s3_endpoint: str = ""
     s3_bucket: str = "vla-training-data"
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = "us-east-1"
 
+    # --- what kind of installation this is
+    #: production refuses default secrets, DEBUG, a wildcard in ALLOWED_HOSTS and Kafka without TLS
     environment: Literal["development", "production"] = "development"
+    #: Logs at level DEBUG, whatever LOG_LEVEL says.
+    debug: bool = False
+    #: Lets production talk to Kafka without TLS and a name: where nobody else is in that network.
+    allow_plaintext_kafka: bool = False
+
+    # --- who may come in
+    #: Host names that the API answers to, comma separated; `*.example.org` takes in what is below, `*` everything.
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("*",)
+    #: Origins of the pages that may call the API from a browser, comma separated. Empty: none.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    #: Signs what API processes note about keys in Redis, so that nobody who can write there can make a key.
+    secret_key: SecretStr = SecretStr(DEFAULT_SECRET)
+    #: Signs the tokens of POST /v1/auth/token (HS256), at least 32 characters. Empty: none are given or taken.
+    jwt_secret_key: SecretStr = SecretStr("")
+    #: Seconds that a token is valid where nothing is asked for; never longer than an hour.
+    jwt_ttl_s: int = Field(default=900, ge=10, le=3600)
+    #: Limits of customers and keys are counted and hold. false: everything is let through, usage is still counted.
+    enable_rate_limits: bool = True
+    #: Seconds that a client has for the head of a request, and again for its body.
+    client_timeout_s: float = Field(default=20.0, gt=0, le=300)
 
     # --- this process
     host: str = "127.0.0.1"
@@ -52,9 +82,11 @@ class Settings(BaseSettings):
     stack_file: Path = DEFAULT_STACK_FILE
     #: role=url pairs for /metrics/federate where there is no stack file.
     federate_targets: Annotated[tuple[str, ...], NoDecode] = ()
-    #: Serve /metrics.
+    #: false: /metrics of every role answers 404, and /metrics/federate too.
     enable_prometheus: bool = True
+    #: DEBUG, INFO, WARNING or ERROR
     log_level: LogLevel = "INFO"
+    #: json or text
     log_format: Literal["json", "text"] = "json"
     shutdown_timeout_s: float = Field(default=10.0, gt=0, le=300)
 
@@ -62,6 +94,7 @@ class Settings(BaseSettings):
     cards_dir: Path = _REPOSITORY / "deploy" / "cards"
     #: Fleets that produce to Kafka themselves. A fleet's customer is its own name.
     fleets: Annotated[tuple[str, ...], NoDecode] = ()
+    #: Partition counts cannot change once topics exist.
     kafka_partitions: int = Field(default=4, ge=1, le=1024)
     kafka_accepted_partitions: int = Field(default=8, ge=1, le=1024)
     kafka_reply_partitions: int = Field(default=16, ge=1, le=1024)
@@ -76,6 +109,7 @@ class Settings(BaseSettings):
     dedup_window_s: float = Field(default=300, ge=0)
     min_safety_score: float = Field(default=0.7, ge=0, le=1)
     max_body_bytes: int = Field(default=1_000_000, ge=1024)
+    #: none, metadata or full
     default_consent_tier: Literal["none", "metadata", "full"] = "none"
     #: Requests of one API process in work at once. One customer gets 8/9 of them at most; beyond its share it is
     #: answered 429, and 503 where there is no room for others.
@@ -85,17 +119,21 @@ class Settings(BaseSettings):
     inference_queue_max_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
     #: Partition of the replies topic that an API process reads. Default: its instance number.
     api_reply_partition: int | None = Field(default=None, ge=0)
+    #: A key that was revoked is refused after this time at the latest.
     key_cache_ttl_s: float = Field(default=5.0, ge=0)
     #: How long a known key is still honoured while Postgres and Valkey are away.
     key_cache_stale_s: float = Field(default=600.0, ge=0)
     worker_timeout_s: float = Field(default=3.5, gt=0.5)
 
     # --- GPU consumers
+    #: Empty: the first deployment of the default model.
     deployment: str = ""
     #: For the server of a policy that runs elsewhere, sent as `Authorization: Api-Key ...`.
     policy_api_key: SecretStr = SecretStr("")
     #: The GPU of a single worker, as CUDA numbers them. `gpu --all` gives each worker one of its own.
     gpu_device: int = Field(default=0, ge=0)
+    #: float32, bfloat16 or float16 instead of what the model card says. Empty: as the card says.
+    model_dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     #: Which GPUs there are for this process, as CUDA reads it. None: all of them.
     cuda_visible_devices: str | None = None
     #: End rather than serve a policy with weights on the CPU; `gpu --all` sets it for those that it gives a GPU.
@@ -126,13 +164,14 @@ class Settings(BaseSettings):
     #: Where there are no weights the embedder says so once, and embeds instructions alone.
     image_embedding_model: str = "openai/clip-vit-base-patch32"
     embedding_batch_size: int = Field(default=32, ge=1, le=1024)
+    #: Seconds that an embedding is kept in Redis; 0: none is.
     embedding_cache_ttl: int = Field(default=300, ge=0)
 
     # --- what may be kept, and for how long
     #: What is taken out before anything comes to rest; a customer may ask for more, never for less.
     anonymization_level: Literal["none", "partial", "full"] = "full"
     #: Key of the hashes that stand for ids in the lake. Change it before the first row is written, and never after.
-    anonymization_hash_salt: SecretStr = SecretStr(DEFAULT_SALT)
+    anonymization_hash_salt: SecretStr = SecretStr(DEFAULT_SECRET)
     #: Days. -1: for ever.
     raw_data_retention_days: int = Field(default=90, ge=-1)
     aggregated_data_retention_days: int = Field(default=365, ge=-1)
@@ -145,7 +184,7 @@ class Settings(BaseSettings):
     retention_schedule_hour: int = Field(default=3, ge=0, le=23)
     etl_batch_size: int = Field(default=1000, ge=1)
 
-    @field_validator("fleets", "federate_targets", mode="before")
+    @field_validator("fleets", "federate_targets", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -159,17 +198,15 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _no_default_secret_in_production(self) -> Self:
-        if self.environment == "production" and self.anonymization_hash_salt.get_secret_value() == DEFAULT_SALT:
-            raise ValueError("ANONYMIZATION_HASH_SALT is the default: make one with `openssl rand -hex 32`")
+    def _rules(self) -> Self:
+        faults = [*general_faults(self), *(production_faults(self) if self.environment == "production" else ())]
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
-    @model_validator(mode="after")
-    def _room_for_the_largest_body(self) -> Self:
-        least = 4 * self.max_body_bytes
-        if self.inference_queue_max_bytes < least:
-            raise ValueError(f"INFERENCE_QUEUE_MAX_BYTES: use at least {least}, four times MAX_BODY_BYTES")
-        return self
+    @property
+    def effective_log_level(self) -> LogLevel:
+        return "DEBUG" if self.debug else self.log_level
 
     @cached_property
     def sqlalchemy_url(self) -> str:
@@ -215,5 +252,50 @@ def load_settings() -> Settings:
     try:
         return _SettingsBesideStack()
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
-        raise Fatal("the settings cannot be used:\n  " + "\n  ".join(lines)) from error
+        raise Fatal("the settings cannot be used:\n  " + "\n  ".join(_lines(error))) from error
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """One line a problem. Values are not repeated: one of them may be a secret."""
+    lines = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        name = str(item["loc"][0]).upper() if item["loc"] else ""
+        said = item["msg"].removeprefix("Value error, ")
+        lines += [f"{name}: {said}"] if name else said.splitlines()
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A setting as its declaration has it: the heading that it stands under and the comment above it."""
+
+    name: str
+    group: str
+    comment: str
+
+
+def declared_settings() -> list[Declared]:
+    """Every setting in the order of the model, with what the comments in this file say of it."""
+    group, comment, found = "", [], []
+    for line in inspect.getsource(Settings).splitlines():
+        text = line.strip()
+        if match := re.fullmatch(r"# --- (.+)", text):
+            group = match[1]
+        elif text.startswith("#: "):
+            comment.append(text.removeprefix("#: "))
+        else:
+            name = text.partition(":")[0]
+            if name in Settings.model_fields:
+                found.append(Declared(name, group, " ".join(comment)))
+            comment = []
+    return found
+
+
+def repository() -> Path:
+    """The folder that holds the packages: relative defaults begin there."""
+    return _REPOSITORY
+
+
+def given_names(env_file: Path = Path(".env")) -> tuple[set[str], set[str]]:
+    """Names of the variables in this process's environment, and of those in `.env`."""
+    return set(os.environ), set(dotenv_values(env_file)) if env_file.is_file() else set()

@@ -43,12 +43,15 @@ customers = Table(
     Column("id", Text, primary_key=True),
     Column("email", Text, nullable=False, unique=True),
     Column("tier", Text, nullable=False),
-    #: Requests per minute and per day. Null: no limit.
+    #: Own limits, which go before those of the tier (schemas/tiers.py). Null: the tier's. Requests a minute and a day.
     Column("rpm_limit", Integer),
     Column("rpd_limit", Integer),
-    #: Requests per calendar month. Null: no limit.
+    #: Requests of a calendar month, UTC.
     Column("monthly_quota", BigInteger),
-    Column("monthly_usage", BigInteger, nullable=False, server_default=text("0")),
+    #: Distinct robots of a UTC day.
+    Column("max_robots", Integer),
+    #: Of a REST body, and of a record on a fleet's topic.
+    Column("max_payload_bytes", Integer),
     Column("is_active", Boolean, nullable=False, server_default=text("true")),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
 )
@@ -63,14 +66,15 @@ api_keys = Table(
     Column("prefix", Text, nullable=False),
     #: sha256 of the whole key, lower-case hex. The key itself is kept nowhere.
     Column("key_hash", Text, nullable=False, unique=True),
-    Column("scopes", ARRAY(Text), nullable=False, server_default=text("'{inference}'::text[]")),
-    #: Requests per minute of this key alone. Null: the customer's limit.
+    Column("scopes", ARRAY(Text), nullable=False, server_default=text("'{inference,read,control,data,keys}'::text[]")),
+    #: Requests a minute of this key alone, besides the customer's limit. Null: none.
     Column("rate_limit", Integer),
     Column("is_active", Boolean, nullable=False, server_default=text("true")),
     Column("expires_at", DateTime(timezone=True)),
     Column("last_used_at", DateTime(timezone=True)),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Index("api_keys_by_customer", "customer_id"),
+    Index("api_keys_by_prefix", "prefix"),
 )
 
 #: One row for each request that ended, however it ended.

@@ -15,6 +15,7 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     UNKNOWN_MODEL = "unknown_model"
     TOO_LARGE = "too_large"
+    SLOW_CLIENT = "slow_client"
     UNDECODABLE = "undecodable"
     INVALID_REQUEST = "invalid_request"
     INVALID_INSTRUCTION = "invalid_instruction"
@@ -47,6 +48,7 @@ STATUS: dict[Code, int] = {
     Code.METHOD_NOT_ALLOWED: 405,
     Code.UNKNOWN_MODEL: 404,
     Code.TOO_LARGE: 413,
+    Code.SLOW_CLIENT: 408,
     Code.UNDECODABLE: 400,
     Code.INVALID_REQUEST: 422,
     Code.INVALID_INSTRUCTION: 422,

@@ -68,3 +68,8 @@ def murmur2(data: bytes) -> int:
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition that `murmur2_random` gives a key."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def customer_id_of_email(address: str) -> str:
+    """One address is one customer, however it is capitalised."""
+    return str(uuid.uuid5(NAMESPACE, f"customer\x1f{address.strip().lower()}"))

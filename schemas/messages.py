@@ -38,15 +38,18 @@ from schemas.vla.v1.inference_pb2 import (
     WorkerHeartbeat,
 )
 from schemas.vla.v1.stream_pb2 import StreamAnswer
+from schemas.vla.v1.tenancy_pb2 import AuditEvent, Customer
 
 __all__ = [
     "ActionChunk",
     "ActionMatrix",
+    "AuditEvent",
     "BatchCount",
     "Claim",
     "Completion",
     "Consent",
     "Control",
+    "Customer",
     "Embedding",
     "EmbeddingQuery",
     "EpisodeEvent",

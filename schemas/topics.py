@@ -20,6 +20,8 @@ WORKERS = "vla.workers.v1"
 CONTROL = "vla.control.v1"
 CONSENT = "vla.consent.v1"
 TRAFFIC = "vla.traffic.v1"
+CUSTOMERS = "vla.customers.v1"
+AUDIT = "vla.audit.v1"
 EPISODES = "vla.episodes.v1"
 FEEDBACK = "vla.feedback.v1"
 EMBEDDINGS = "vla.embeddings.v1"
@@ -37,6 +39,8 @@ _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
 #: For so long every stop, consent and change of traffic can be read, not only the last one of each key.
 _CONTROL_HISTORY_DAYS = 90
+#: Beyond that the table audit_log has it.
+_AUDIT_DAYS = 365
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +171,11 @@ def declare(
             retention_ms=5 * _MINUTE_MS,
         )
         yield view(CONSENT, "customer_id", "Consent", keep_days=_CONTROL_HISTORY_DAYS)
+        yield view(CUSTOMERS, "customer_id", "Customer")
+        # One partition: what was done has one order.
+        yield Topic(
+            name=AUDIT, key="customer_id", message="AuditEvent", partitions=1, retention_ms=_AUDIT_DAYS * _DAY_MS
+        )
         yield view(WORKERS, "worker_id", "WorkerHeartbeat", segment_minutes=5)
         yield view(CONTROL, "target", "Control", keep_days=_CONTROL_HISTORY_DAYS)
         yield view(TRAFFIC, "model", "Traffic", keep_days=_CONTROL_HISTORY_DAYS)
@@ -174,7 +183,8 @@ def declare(
     def with_dead_letters() -> Iterator[Topic]:
         for topic in flow():
             yield topic
-            if topic.key == "robot_id" and not topic.name.startswith("vla.replies."):
+            robots = topic.key == "robot_id" and not topic.name.startswith("vla.replies.")
+            if robots or topic.name in (CONSENT, CONTROL, AUDIT):
                 yield Topic(
                     name=dead_letter_topic(topic.name),
                     key="as the dead record",

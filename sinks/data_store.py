@@ -24,6 +24,7 @@ from runtime.data_tables import (
     pending_embeddings,
 )
 from runtime.tables import inference_log
+from sinks.audit import write_audit
 from sinks.instruction_uses import count_uses
 from sinks.rows import Row
 
@@ -35,6 +36,7 @@ class Kind(Enum):
     FEEDBACK = "feedback"
     EPISODE = "episodes"
     CONSENT = "customer_data_consent"
+    AUDIT = "audit_log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def write_data(connection: Connection, rows: Sequence[DataRow]) -> None:
         _write_embeddings(connection, found)
     if found := by_kind[Kind.FEEDBACK]:
         connection.execute(insert(feedback).on_conflict_do_nothing(), [row.row for row in found])
+    write_audit(connection, [row.row for row in by_kind[Kind.AUDIT]])
     for row in by_kind[Kind.EPISODE]:
         _write_episode(connection, row.row)
     for row in by_kind[Kind.CONSENT]:

@@ -17,6 +17,7 @@ from runtime.data_tables import (
     robot_performance_metrics,
 )
 from runtime.tables import inference_log, safety_incidents
+from runtime.tenancy_tables import usage_robots
 
 #: Tables whose rows go, and the column that says when the data came.
 _GO: tuple[tuple[Table, str], ...] = (
@@ -36,6 +37,9 @@ def erase_from_postgres(connection: Connection, customer_id: str, before: dateti
     removed[episodes.name] = _delete(connection, episodes, customer_id, at <= before)
     days = robot_performance_metrics.c.date <= before.date()
     removed[robot_performance_metrics.name] = _delete(connection, robot_performance_metrics, customer_id, days)
+    # How much was used stays, for it is billed; with which robots goes.
+    days = usage_robots.c.date <= before.date()
+    removed[usage_robots.name] = _delete(connection, usage_robots, customer_id, days)
     removed[instruction_analytics.name] = _forget_instructions(connection, customer_id)
     incidents = (
         update(safety_incidents)

@@ -1,5 +1,5 @@
 """Role `sink postgres`: every outcome becomes one row of inference_log, and an incident where it is one; embeddings,
-feedback, episodes and consent become rows of their own tables.
+feedback, episodes, consent and what operators did become rows of their own tables; usage is counted.
 
 Rows and mark are written in one transaction that holds the mark's row: a repeat, a restart or a process that
 lost its partition without knowing it changes nothing.
@@ -25,7 +25,8 @@ from runtime.tables import inference_log, safety_incidents, sink_marks
 from schemas import headers as h
 from schemas.card_files import load_cards
 from schemas.cards import CardSet
-from schemas.topics import CONSENT, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, episodes_topic
+from schemas.topics import AUDIT, CONSENT, CONTROL, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, episodes_topic
+from sinks.audit import audited
 from sinks.consent import ConsentView
 from sinks.data_records import decode_consent, decode_embedding, decode_episode, decode_feedback
 from sinks.data_rows import audit_row, consent_row, context_row, episode_row, feedback_row, pending_row, workspace_of
@@ -35,6 +36,7 @@ from sinks.marks import Batch, Entry, Limits, Mark, Partition
 from sinks.outcomes import decode_outcome
 from sinks.rows import CONSENTED, Row, incident_row, inference_row
 from sinks.service import serve
+from sinks.usage import count_usage
 
 NAME = "sink-postgres"
 #: The one series of a partition: of outcomes the offset of the completion that each was made from, else the offset.
@@ -49,7 +51,7 @@ _NAMES = sql.SQL(", ").join(sql.Identifier(column.name) for column in _COLUMNS)
 _CREATE_INCOMING = "CREATE TEMP TABLE IF NOT EXISTS incoming_inference_log (LIKE inference_log) ON COMMIT DELETE ROWS"
 _COPY_INCOMING = sql.SQL("COPY incoming_inference_log ({}) FROM STDIN").format(_NAMES)
 _INSERT_INCOMING = sql.SQL(
-    "INSERT INTO inference_log ({0}) SELECT {0} FROM incoming_inference_log ON CONFLICT (id) DO NOTHING"
+    "INSERT INTO inference_log ({0}) SELECT {0} FROM incoming_inference_log ON CONFLICT (id) DO NOTHING RETURNING id"
 ).format(_NAMES)
 
 
@@ -92,7 +94,8 @@ class PostgresStore:
             connection.execute(select(sink_marks.c.sink).limit(1))
 
     def dataset(self, topic: str) -> str:
-        named = {EMBEDDINGS: Kind.EMBEDDING, FEEDBACK: Kind.FEEDBACK, CONSENT: Kind.CONSENT}
+        named = {EMBEDDINGS: Kind.EMBEDDING, FEEDBACK: Kind.FEEDBACK, CONSENT: Kind.CONSENT, AUDIT: Kind.AUDIT}
+        named[CONTROL] = Kind.AUDIT
         if topic == OUTCOMES:
             return inference_log.name
         return named.get(topic, Kind.EPISODE).value
@@ -111,11 +114,16 @@ class PostgresStore:
             found = self._mark(connection, partition, hold=True)
             if found != batch.before:
                 raise Fenced(f"the mark is at {found.next_offset}, not at {batch.before.next_offset}")
-            rows = [row for row in batch.rows if self._may_stay(row)]
+            stays = [self._may_stay(row) for row in batch.rows]
+            rows = [row for row, stay in zip(batch.rows, stays, strict=True) if stay]
             if partition.topic in (OUTCOMES, EMBEDDINGS):
                 lock_partition(connection, partition.number)
-            self._write_outcomes(connection, [row for row in rows if isinstance(row, OutcomeRows)])
+            new = self._write_outcomes(connection, [row for row in rows if isinstance(row, OutcomeRows)])
             write_data(connection, [row for row in rows if isinstance(row, DataRow)])
+            # What was erased before it was written was used all the same.
+            erased = [row for row, stay in zip(batch.rows, stays, strict=True) if not stay]
+            used = [*new, *(row for row in erased if isinstance(row, OutcomeRows))]
+            count_usage(connection, [row.inference for row in used])
             after = batch.after
             connection.execute(
                 update(sink_marks)
@@ -124,19 +132,22 @@ class PostgresStore:
             )
 
     def _may_stay(self, row: AnyRow) -> bool:
-        # What consent says is kept for ever, erasures among it.
-        if isinstance(row, DataRow) and row.kind is Kind.CONSENT:
+        # What was decided and done is kept for ever, erasures among it.
+        if isinstance(row, DataRow) and row.kind in (Kind.CONSENT, Kind.AUDIT):
             return True
         return not self._consents.is_erased(row.customer_id, row.at_ms)
 
-    def _write_outcomes(self, connection: Connection, rows: list[OutcomeRows]) -> None:
+    def _write_outcomes(self, connection: Connection, rows: list[OutcomeRows]) -> list[OutcomeRows]:
+        """Those that were not there yet."""
         if not rows:
-            return
-        self._copy(connection, [row.inference for row in rows])
+            return []
+        written = self._copy(connection, [row.inference for row in rows])
         merge_pending(connection, [row.inference["id"] for row in rows])
         incidents = [row.incident for row in rows if row.incident is not None]
         if incidents:
             connection.execute(insert(safety_incidents).on_conflict_do_nothing(), incidents)
+        # An id twice in one batch is one row.
+        return list({row.inference["id"]: row for row in rows if row.inference["id"] in written}.values())
 
     def _mark(self, connection: Connection, partition: Partition, *, hold: bool = False) -> Mark:
         query = select(sink_marks.c.next_offset, sink_marks.c.results_offset).where(*self._is(partition))
@@ -153,14 +164,15 @@ class PostgresStore:
             columns.partition == partition.number,
         )
 
-    def _copy(self, connection: Connection, rows: list[Row]) -> None:
+    def _copy(self, connection: Connection, rows: list[Row]) -> set[Any]:
+        """Ids of the rows that were new."""
         driver: Any = connection.connection.driver_connection
         with driver.cursor() as cursor:
             cursor.execute(_CREATE_INCOMING)
             with cursor.copy(_COPY_INCOMING) as copy:
                 for row in rows:
                     copy.write_row([_value(column.name, row[column.name]) for column in _COLUMNS])
-            cursor.execute(_INSERT_INCOMING)
+            return {row[0] for row in cursor.execute(_INSERT_INCOMING)}
 
 
 class Decoder:
@@ -198,6 +210,9 @@ class Decoder:
                 said.ClearField("comment")
                 said.ClearField("corrected")
             return DataRow(Kind.FEEDBACK, said.customer_id, at_ms, feedback_row(said, level, at_ms))
+        if record.topic in (AUDIT, CONTROL):
+            found_row = audited(record)
+            return DataRow(Kind.AUDIT, found_row["customer_id"] or "", at_ms, found_row)
         if record.topic == CONSENT:
             consent = decode_consent(record)
             audit = audit_row(consent, deleted=record.value is None, offset=record.offset, at_ms=at_ms)
@@ -232,7 +247,7 @@ def main(settings: Settings) -> int:
     return serve(
         settings,
         name=NAME,
-        topics=[OUTCOMES, EMBEDDINGS, FEEDBACK, EPISODES, *fleet_of, CONSENT],
+        topics=[OUTCOMES, EMBEDDINGS, FEEDBACK, EPISODES, *fleet_of, CONSENT, CONTROL, AUDIT],
         decode=Decoder(
             consents=view.consents,
             cards=load_cards(settings.cards_dir),

@@ -21,6 +21,7 @@ from runtime.data_tables import (
 from runtime.database import Database
 from runtime.settings import Settings
 from runtime.tables import inference_log, safety_incidents
+from runtime.tenancy_tables import usage_robots
 from sinks.arrow_schemas import EPISODES_DATASET, FEEDBACK_DATASET, OBSERVATIONS
 from sinks.erasure import erase_from_lake
 from sinks.etl.commands import open_database
@@ -40,6 +41,7 @@ _RAW: tuple[tuple[Table, Any], ...] = (
 _AGGREGATED: tuple[tuple[Table, Any], ...] = (
     (robot_performance_metrics, robot_performance_metrics.c.date),
     (instruction_analytics, instruction_analytics.c.last_seen),
+    (usage_robots, usage_robots.c.date),
 )
 
 

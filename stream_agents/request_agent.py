@@ -30,6 +30,7 @@ from schemas.messages import (
 from schemas.summary import summarize
 from schemas.topics import OUTCOMES, RESULTS, accepted_topic
 from stream_agents.delivery import DeadLetters, Delivery, Outgoing
+from stream_agents.fleet_limits import FleetLimits
 from stream_agents.log_reader import LogReader
 from stream_agents.replies import Origins, reply, withheld
 from stream_agents.request_rules import Accepted, Circumstances, Fault, Refused, judge
@@ -53,6 +54,7 @@ class RequestAgent:
         default_ttl_ms: int,
         max_ttl_ms: int,
         tier_of: Callable[[str], str],
+        limits: FleetLimits,
         metrics: Metrics,
     ) -> None:
         self._table = table
@@ -64,6 +66,7 @@ class RequestAgent:
         self._default_ttl_ms = default_ttl_ms
         self._max_ttl_ms = max_ttl_ms
         self._tier_of = tier_of
+        self._limits = limits
         self._metrics = metrics
 
     async def handle(self, record: Record) -> None:
@@ -98,7 +101,8 @@ class RequestAgent:
             if isinstance(standing, Redelivery) and not standing.record.digest:
                 # Adopted too, and its outcome was not kept: it comes again.
                 self._table.complete(row_id, row)
-            await self._settle(case, self._verdict(case, standing), again=isinstance(standing, Redelivery))
+            verdict = await self._within_limits(case, standing) or self._verdict(case, standing)
+            await self._settle(case, verdict, again=isinstance(standing, Redelivery))
         self._table.evict(record.partition, record.timestamp_ms)
         self._metrics.gate_records.set(len(self._table))
         self._metrics.stage_duration.labels("request_gate").observe(time.time_ns() / 1e9 - started_us / 1e6)
@@ -115,6 +119,18 @@ class RequestAgent:
             # Random bytes can be valid protobuf: unknown fields and nothing that we know.
             raise Poison("undecodable", "the value names neither a request nor a robot")
         return request, customer_id
+
+    async def _within_limits(self, case: _Case, standing: object) -> Refused | None:
+        """A refusal over a limit. A redelivery was counted the first time, and what was said of it then holds."""
+        if isinstance(standing, Redelivery):
+            if standing.record.refusal != Code.QUOTA:
+                return None
+            detail = "this customer was over a limit when the request came"
+            return Refused((Fault(Code.QUOTA, "request", "redelivered", detail),))
+        record, size_bytes = case.record, len(case.record.value or b"")
+        return await self._limits.over(
+            record.topic, case.row.customer_id, case.row.robot_id, size_bytes, record.timestamp_ms
+        )
 
     def _verdict(self, case: _Case, standing: object) -> Accepted | Refused:
         """What becomes of it. A redelivery is judged as it was the first time."""

@@ -11,9 +11,11 @@ import uvloop
 
 from runtime.consent import ConsentList
 from runtime.control import StopList
+from runtime.customers import CustomerList
 from runtime.errors import Fatal
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Deadline, Lifecycle, exit_now
+from runtime.limit_counter import LimitCounter
 from runtime.memory import collect_less_often
 from runtime.metrics import Metrics
 from runtime.publisher import Publisher
@@ -24,10 +26,11 @@ from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import load_cards
 from schemas.messages import Control
-from schemas.topics import CONSENT, CONTROL, REPLIES, TRAFFIC, WORKERS
+from schemas.topics import CONSENT, CONTROL, CUSTOMERS, REPLIES, TRAFFIC, WORKERS
 from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
+from stream_agents.fleet_limits import FleetLimits
 from stream_agents.log_reader import SINGLE_READS, LogReader
 from stream_agents.replies import Origins
 from stream_agents.request_agent import RequestAgent, circumstances_of
@@ -53,6 +56,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     client_id = f"gate-{settings.role_instance}"
     cards = load_cards(settings.cards_dir)
     workers, stops = LiveWorkers(settings.worker_timeout_s), StopList()
+    customers = CustomerList()
     consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
     traffic = TrafficTable()
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
@@ -61,6 +65,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         CompactedView(build_view_consumer, CONTROL, stops.update),
         CompactedView(build_view_consumer, CONSENT, consents.update),
         CompactedView(build_view_consumer, TRAFFIC, traffic.update),
+        CompactedView(build_view_consumer, CUSTOMERS, customers.update),
     ]
     origins = Origins(settings.fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
@@ -97,6 +102,8 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     def stop_of(customer_id: str, robot_id: str, model: str) -> Control | None:
         return stops.stop_of(customer_id=customer_id, robot_id=robot_id, model=model)
 
+    counter = LimitCounter(settings.redis_url.get_secret_value(), metrics) if settings.enable_rate_limits else None
+    limits = FleetLimits(customers, counter, origins.is_fleet, metrics)
     delivery = Delivery(publisher, metrics)
     dead_letters = DeadLetters(delivery, metrics, group="vla-gate")
     table = RequestTable(gate.store, dedup_window_ms=round(settings.dedup_window_s * 1000))
@@ -116,6 +123,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         default_ttl_ms=settings.default_ttl_ms,
         max_ttl_ms=settings.max_ttl_ms,
         tier_of=lambda customer_id: consents.tier(customer_id, round(time.time() * 1000)),
+        limits=limits,
         metrics=metrics,
     )
     actions = ActionAgent(
@@ -128,7 +136,10 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         metrics=metrics,
     )
     gate.install(on_request=requests.handle, on_completion=actions.handle, restore=table.restore)
-    await _run_until_stopped(gate, lifecycle, metrics)
+    try:
+        await _run_until_stopped(gate, lifecycle, metrics)
+    finally:
+        await limits.close()
 
 
 async def _run_until_stopped(gate: Gate, lifecycle: Lifecycle, metrics: Metrics) -> None:

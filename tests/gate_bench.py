@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.customers import CustomerList
 from runtime.kafka import Record
 from runtime.metrics import Metrics
 from runtime.testing import InMemoryBroker
@@ -27,12 +28,14 @@ from schemas.summary import summarize
 from schemas.topics import OUTCOMES, REPLIES, REQUESTS, RESULTS, accepted_topic, declare
 from stream_agents.action_agent import ActionAgent
 from stream_agents.delivery import DeadLetters, Delivery
+from stream_agents.fleet_limits import FleetLimits
 from stream_agents.log_reader import LogReader
 from stream_agents.replies import Origins
 from stream_agents.request_agent import RequestAgent, circumstances_of
 from stream_agents.request_table import RequestTable
 from tests import pictures
 from tests.cards import cards
+from tests.counters import DictCounter
 
 FLEET_TOPIC = "vla.requests.north.v1"
 ACCEPTED = "vla.accepted.test-model-a.v1"
@@ -78,6 +81,8 @@ class GateBench:
         #: Of the installation; `weights` deals a model's robots to its deployments, where it names the model.
         self.cards = settings.pop("cards", None) or cards()
         self.weights: dict[str, dict[str, float]] = {}
+        self.customers = CustomerList()
+        self.counter = DictCounter()
         #: Customer -> consent tier.
         self.tiers: dict[str, str] = {}
         self.settings = settings
@@ -90,9 +95,10 @@ class GateBench:
         delivery = Delivery(self.publisher, self.metrics)
         dead_letters = DeadLetters(delivery, self.metrics, group="vla-gate")
         card_set = self.cards
+        origins = Origins(("north",), reply_partitions=4)
         self.requests = RequestAgent(
             table=self.table,
-            origins=Origins(("north",), reply_partitions=4),
+            origins=origins,
             delivery=delivery,
             dead_letters=dead_letters,
             log_reader=LogInMemory(self.broker),
@@ -105,6 +111,7 @@ class GateBench:
             ),
             default_ttl_ms=FAR,
             max_ttl_ms=FAR,
+            limits=FleetLimits(self.customers, self.counter, origins.is_fleet, self.metrics),
             tier_of=lambda customer_id: self.tiers.get(customer_id, "none"),
             metrics=self.metrics,
         )

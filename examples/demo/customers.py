@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from examples.demo.stack_access import FLEET, Stack
-from ingest_api.keys import create_key, customer_id_of
+from ingest_api.customer_admin import customer_id_of
+from ingest_api.tenancy_commands import create_key
 from runtime.consent_commands import set_consent
 
 OWNER_EMAIL = "demo@example.org"

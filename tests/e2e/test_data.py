@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ingest_api.keys import create_key
+from ingest_api.tenancy_commands import create_key
 from runtime.settings import Settings
 from sinks.books import read_books
 from tests.e2e.running_stack import RunningStack, observation

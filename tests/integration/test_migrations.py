@@ -15,7 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-import runtime.data_tables  # noqa: F401 - its tables join the metadata
+import runtime.data_tables
+import runtime.tenancy_tables  # noqa: F401 - and so do these
 from runtime.database import Database, connect
 from runtime.errors import Unavailable
 from runtime.settings import Settings

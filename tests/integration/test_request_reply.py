@@ -20,8 +20,8 @@ import yaml
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ingest_api.gateway import KafkaGateway, NoReply, Question
-from ingest_api.keys import create_key
 from ingest_api.replies import Build, Reply
+from ingest_api.tenancy_commands import create_key
 from runtime.errors import Unavailable
 from runtime.kafka import build_consumer, build_producer, end_positions
 from runtime.lifecycle import Deadline

@@ -7,21 +7,27 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 from fastapi import FastAPI
 from pydantic import SecretStr
-from sqlalchemy import Executable
+from sqlalchemy import Executable, NullPool, create_engine
+from sqlalchemy.exc import OperationalError
 
 from ingest_api.app import Services, create_app
+from ingest_api.customer_admin import CustomerAdmin
 from ingest_api.federation import Target
 from ingest_api.gateway import Question
 from ingest_api.health import Dependency, Health
-from ingest_api.key_stores import KeyRecord
+from ingest_api.key_admin import KeyAdmin
+from ingest_api.key_stores import KeyRecord, reference_of_id
 from ingest_api.keys import KeyRing, hash_key
+from ingest_api.limits import Limits, NoLimits
 from ingest_api.replies import Reply
+from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
+from runtime.database import Database
 from runtime.errors import Unavailable
 from runtime.metrics import Metrics
 from runtime.settings import Settings
@@ -41,6 +47,7 @@ from schemas.messages import (
     StageTimes,
     WorkerHeartbeat,
 )
+from schemas.scopes import DEFAULT_SCOPES
 from schemas.topics import CONSENT, CONTROL, EPISODES, FEEDBACK
 from tests.cards import cards
 from tests.pictures import jpeg
@@ -64,7 +71,7 @@ def key_record(key: str = KEY, **changes: Any) -> KeyRecord:
         "key_id": "k-1",
         "customer_id": CUSTOMER,
         "tier": "pro",
-        "scopes": ("inference",),
+        "scopes": DEFAULT_SCOPES,
         "is_active": True,
         "customer_active": True,
         "expires_at_s": None,
@@ -77,29 +84,34 @@ class DictKeys:
     """A key table and a key cache that can be taken away."""
 
     def __init__(self, *records: KeyRecord) -> None:
-        self.records = {record.key_hash: record for record in records}
+        self.records: dict[str, KeyRecord] = {}
+        for record in records:
+            self.add(record)
         self.written_at_s: dict[str, float] = {}
         self.away = False
         self.asked = 0
+
+    def add(self, record: KeyRecord) -> None:
+        self.records |= {record.key_hash: record, reference_of_id(record.key_id): record}
 
     def _ask(self) -> None:
         self.asked += 1
         if self.away:
             raise Unavailable("away, as the test wants it")
 
-    def find(self, key_hash: str) -> KeyRecord | None:
+    def find(self, reference: str) -> KeyRecord | None:
         self._ask()
-        return self.records.get(key_hash)
+        return self.records.get(reference)
 
-    def get(self, key_hash: str) -> tuple[KeyRecord, float] | None:
+    def get(self, reference: str) -> tuple[KeyRecord, float] | None:
         self._ask()
-        record = self.records.get(key_hash)
-        return (record, self.written_at_s[key_hash]) if record is not None else None
+        record = self.records.get(reference)
+        return (record, self.written_at_s[reference]) if record is not None else None
 
-    def put(self, record: KeyRecord, at_s: float, *, keep_s: float) -> None:
+    def put(self, reference: str, record: KeyRecord, at_s: float, *, keep_s: float) -> None:
         self._ask()
-        self.records[record.key_hash] = record
-        self.written_at_s[record.key_hash] = at_s
+        self.records[reference] = record
+        self.written_at_s[reference] = at_s
 
 
 #: What the pipeline says to a request. An exception is what the gateway's future brings; None: nothing ever.
@@ -142,6 +154,17 @@ class ScriptedGateway:
             case Reply() as reply:
                 future.set_result(reply)
         return future
+
+
+class Absent(NullPool):
+    """Connections to a Postgres that is not there."""
+
+    def _do_get(self) -> NoReturn:
+        raise OperationalError("", {}, Exception("away"))
+
+
+def absent_database() -> Database:
+    return Database(create_engine("postgresql+psycopg://", poolclass=Absent))
 
 
 class ListedHistory:
@@ -241,6 +264,10 @@ class Api:
     )
     reader: ListedRows = field(default_factory=ListedRows)
     embedder: ScriptedEmbedder = field(default_factory=ScriptedEmbedder)
+    limits: Limits = field(default_factory=NoLimits)
+    #: Postgres is away, for what writes there; a test of its own has a real one.
+    database: Database = field(default_factory=absent_database)
+    tokens: Tokens | None = field(default_factory=lambda: Tokens("j" * 32))
     consents: ConsentList = field(default_factory=lambda: ConsentList("none", "partial"))
     app: FastAPI = field(init=False)
 
@@ -248,7 +275,13 @@ class Api:
         self.publisher = self.broker.publisher()
         self.beat()
         self.keys = KeyRing(
-            cache=self.cache, table=self.table, ttl_s=5, stale_s=600, metrics=self.metrics, clock=ManualClock()
+            cache=self.cache,
+            table=self.table,
+            ttl_s=5,
+            stale_s=600,
+            metrics=self.metrics,
+            tokens=self.tokens,
+            clock=ManualClock(),
         )
         health = Health(
             dependencies=self.dependencies,
@@ -271,6 +304,10 @@ class Api:
             reader=self.reader,
             embedder=self.embedder,
             consents=self.consents,
+            limits=self.limits,
+            customers=CustomerAdmin(self.database),
+            key_admin=KeyAdmin(self.database),
+            tokens=self.tokens,
             topics=list(declared_topics(self.settings)),
             federate_targets=lambda: self.targets,
         )

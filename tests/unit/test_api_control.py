@@ -152,5 +152,5 @@ async def test_the_example_of_the_openapi_document_runs() -> None:
         document = (await client.get("/openapi.json")).json()
     post = document["paths"]["/v1/control"]["post"]
     example = post["requestBody"]["content"]["application/json"]["example"]
-    assert post["security"] == [{"bearer": []}]
+    assert post["security"] == [{"bearer": ["control"]}]
     assert (await control(api, example)).status_code == 200

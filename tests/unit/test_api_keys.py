@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from ingest_api.customer_admin import customer_id_of
 from ingest_api.key_stores import KeyRecord
-from ingest_api.keys import KeyRing, customer_id_of, hash_key
+from ingest_api.keys import KeyRing, hash_key
 from ingest_api.problems import Problem
 from runtime.errors import Fatal
 from runtime.metrics import Metrics
@@ -223,9 +224,9 @@ async def test_lookups_at_once_are_bounded_and_known_keys_are_still_honoured(
     case.clock.now_s += TTL_S + 1
     held, answer = threading.Event(), case.table.find
 
-    def slow(key_hash: str) -> KeyRecord | None:
+    def slow(reference: str) -> KeyRecord | None:
         held.wait(10)
-        return answer(key_hash)
+        return answer(reference)
 
     case.table.find = slow  # type: ignore[method-assign]
     strangers = [asyncio.create_task(refused(case.ring, 401, f"Bearer vla_strange{n}_{'x' * 43}")) for n in range(2)]

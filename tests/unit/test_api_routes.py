@@ -318,7 +318,7 @@ async def test_openapi_names_bodies_problems_and_the_key() -> None:
     schemas = document["components"]["schemas"]
     post = document["paths"]["/v1/inference"]["post"]
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
-    assert post["security"] == [{"bearer": []}]
+    assert post["security"] == [{"bearer": ["inference"]}]
     assert {"400", "401", "404", "413", "422", "503", "504"} <= post["responses"].keys()
     for reference in _references(document):
         assert reference.removeprefix("#/components/schemas/") in schemas

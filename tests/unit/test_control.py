@@ -91,7 +91,7 @@ def test_a_record_without_who_or_why_is_never_made(who: str, why: str) -> None:
 async def test_the_record_says_who_why_and_when_under_its_target() -> None:
     broker = InMemoryBroker({CONTROL: 1})
     control = control_record(fleet_target("north"), stopped=True, who=" ana ", why="fire drill", now_s=12.5)
-    where = await publish_control(broker.publisher(), control)
+    where = await publish_control(broker.publisher(), control, origin="cli")
     (record,) = broker.records(CONTROL)
     assert (record.key, record.offset) == (b"fleet:north", where.offset)
     written = Control.FromString(record.value or b"")
@@ -103,7 +103,7 @@ async def test_a_stop_that_the_broker_did_not_take_is_an_error() -> None:
     publisher = broker.publisher()
     publisher.fail_next(CONTROL, Unavailable("away"))
     with pytest.raises(Unavailable):
-        await publish_control(publisher, control_record(ALL, stopped=True, who="ana", why="x"))
+        await publish_control(publisher, control_record(ALL, stopped=True, who="ana", why="x"), origin="cli")
 
 
 def test_every_stop_and_resume_can_be_read_for_ninety_days() -> None:

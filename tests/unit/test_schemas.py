@@ -19,7 +19,7 @@ from schemas.codes import STATUS, Code, status_of
 from schemas.generate import generate
 from schemas.headers import Source
 from schemas.messages import ActionMatrix, Image, ImageEncoding, InferenceRequest, Options
-from schemas.vla.v1 import data_pb2, gate_pb2, inference_pb2, stream_pb2
+from schemas.vla.v1 import data_pb2, gate_pb2, inference_pb2, stream_pb2, tenancy_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELD_LOCK = ROOT / "schemas" / "vla" / "v1" / "fields.json"
@@ -36,7 +36,7 @@ def current_fields() -> dict[str, dict[str, str]]:
         }
 
     found: dict[str, dict[str, str]] = {}
-    for module in (inference_pb2, gate_pb2, data_pb2, stream_pb2):
+    for module in (inference_pb2, gate_pb2, data_pb2, stream_pb2, tenancy_pb2):
         for descriptor in module.DESCRIPTOR.message_types_by_name.values():
             found[descriptor.full_name] = of(descriptor)
             found.update({nested.full_name: of(nested) for nested in descriptor.nested_types})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.config_commands import NOT_SETTINGS, check, example, show
 from runtime.errors import Fatal
 from runtime.settings import Settings, load_settings
 
@@ -16,9 +17,120 @@ EXAMPLE = ROOT / ".env.example"
 LINE = re.compile(r"^#? ?([A-Z][A-Z0-9_]+)=(.*)$", re.MULTILINE)
 
 
-def test_every_setting_is_in_the_example_and_nothing_else_is() -> None:
-    named = {name for name, _ in LINE.findall(EXAMPLE.read_text())}
-    assert named == {name.upper() for name in Settings.model_fields}
+def test_the_example_is_what_the_model_says() -> None:
+    assert EXAMPLE.read_text() == example(), "run `vlastream config example > .env.example`"
+    named = [name for name, _ in LINE.findall(EXAMPLE.read_text())]
+    assert named == [name.upper() for name in Settings.model_fields]
+
+
+def test_every_setting_does_something() -> None:
+    packages = ("runtime", "ingest_api", "stream_agents", "gpu_consumers", "sinks")
+    code = "".join(
+        path.read_text()
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in ("settings.py", "settings_rules.py", "config_commands.py")
+    )
+    indirect = {"environment", "log_level", "debug", "allow_plaintext_kafka", "database_url"}
+    unused = [name for name in Settings.model_fields if not re.search(rf"\.{name}\b", code) and name not in indirect]
+    assert unused == []
+
+
+def test_every_name_of_the_operators_checklist_is_a_setting_or_explained() -> None:
+    checklist = """
+        DATABASE_URL REDIS_URL SECRET_KEY JWT_SECRET_KEY ANONYMIZATION_HASH_SALT GPU_DEVICE ENABLE_GPU_MONITORING
+        GPU_POLL_INTERVAL ENABLE_EMBEDDINGS INSTRUCTION_EMBEDDING_MODEL IMAGE_EMBEDDING_MODEL EMBEDDING_CACHE_TTL
+        ENABLE_S3_STORAGE S3_ENDPOINT S3_BUCKET S3_ACCESS_KEY S3_SECRET_KEY ENABLE_PROMETHEUS SENTRY_DSN
+        INFERENCE_MAX_WORKERS INFERENCE_QUEUE_MAX_SIZE DATABASE_POOL_SIZE ENVIRONMENT DEBUG ALLOWED_HOSTS
+        ANONYMIZATION_LEVEL RAW_DATA_RETENTION_DAYS AGGREGATED_DATA_RETENTION_DAYS SAFETY_DATA_RETENTION_DAYS
+        ETL_ENABLED ETL_SCHEDULE_HOUR ETL_BATCH_SIZE DEFAULT_CONSENT_TIER MODEL_DTYPE LOW_CPU_MEM_USAGE
+    """.split()  # noqa: SIM905 - a table is easier to read
+    settings = {name.upper() for name in Settings.model_fields}
+    assert {name for name in checklist if name not in settings} == {"SENTRY_DSN", "LOW_CPU_MEM_USAGE"}
+    assert {"SENTRY_DSN", "LOW_CPU_MEM_USAGE"} <= set(NOT_SETTINGS)
+
+
+SAFE = {
+    "ENVIRONMENT": "production",
+    "SECRET_KEY": "s" * 64,
+    "ANONYMIZATION_HASH_SALT": "t" * 64,
+    "DATABASE_URL": "postgresql://v:secret@db.example.org/v",
+    "ALLOWED_HOSTS": "api.example.org",
+    "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A folder and an environment without settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+def checked() -> tuple[int, list[str]]:
+    lines: list[str] = []
+    return check(lines.append), lines
+
+
+def test_production_takes_settings_that_are_safe(environment: pytest.MonkeyPatch) -> None:
+    for name, value in SAFE.items():
+        environment.setenv(name, value)
+    assert checked() == (0, ["the settings can be used (production)"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SECRET_KEY", "change-me"),
+        ("ANONYMIZATION_HASH_SALT", ""),
+        ("DATABASE_URL", "postgresql://vlastream:vlastream@127.0.0.1:5432/vlastream"),
+        ("DEBUG", "true"),
+        ("ALLOWED_HOSTS", "api.example.org,*"),
+        ("CORS_ORIGINS", "*"),
+        ("KAFKA_SECURITY_PROTOCOL", "PLAINTEXT"),
+        ("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"),
+        ("JWT_SECRET_KEY", "short"),
+    ],
+)
+def test_production_refuses_and_names_the_variable(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    for given, safe in SAFE.items():
+        environment.setenv(given, safe)
+    environment.setenv(name, value)
+    status, lines = checked()
+    assert status == 1
+    assert [line.split()[1] for line in lines] == [f"{name}:"], "one line, and nothing else is wrong"
+
+
+def test_plaintext_kafka_is_let_through_by_name(environment: pytest.MonkeyPatch) -> None:
+    for name, value in {**SAFE, "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT", "ALLOW_PLAINTEXT_KAFKA": "true"}.items():
+        environment.setenv(name, value)
+    assert checked()[0] == 0
+
+
+def test_likely_mistakes_are_warned_of(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.setenv("KAFKA_PARTITION", "3")
+    environment.setenv("PATH_TO_SOMETHING", "x")
+    (tmp_path / ".env").write_text("SENTRY_DSN=https://x\nQUITE_ANOTHER_THING=1\n")
+    status, lines = checked()
+    assert status == 0
+    assert [line.split()[1] for line in lines[:-1]] == ["KAFKA_PARTITION", "QUITE_ANOTHER_THING", "SENTRY_DSN"]
+    assert "did you mean KAFKA_PARTITIONS?" in lines[0]
+
+
+def test_what_is_shown_has_no_secret(environment: pytest.MonkeyPatch) -> None:
+    secrets = {"SECRET_KEY": "s" * 64, "S3_SECRET_KEY": "k" * 40, "JWT_SECRET_KEY": "j" * 64}
+    for name, value in secrets.items():
+        environment.setenv(name, value)
+    environment.setenv("DATABASE_URL", "postgresql://me:p@ss@db.example.org:5432/v?password=again")
+    environment.setenv("REDIS_URL", "redis://:hidden@cache:6379/0")
+    lines: list[str] = []
+    show(load_settings(), lines.append)
+    text = "\n".join(lines)
+    assert not any(secret in text for secret in (*secrets.values(), "p@ss", "again", "hidden", "me:"))
+    assert "DATABASE_URL=postgresql://***@db.example.org:5432/v" in lines
+    assert "REDIS_URL=redis://***@cache:6379/0" in lines
 
 
 def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

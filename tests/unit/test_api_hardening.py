@@ -1,0 +1,121 @@
+"""What the API adds to every answer, and whom it does not wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from ingest_api.http_protocol import protocol_with
+from runtime.settings import Settings
+from tests.unit.api_case import KEY, Api, sandbox
+from tests.unit.test_api_inference import assert_problem
+
+
+async def test_every_answer_tells_browsers_to_be_strict() -> None:
+    api = Api()
+    async with api.client() as client:
+        for path in ("/", "/v1/models", "/nothing", "/metrics"):
+            headers = (await client.get(path)).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["x-frame-options"] == "DENY"
+            assert "default-src 'none'" in headers["content-security-policy"]
+            assert "server" not in headers
+        assert (await client.get("/v1/models")).headers["cache-control"] == "no-store"
+        assert "content-security-policy" not in (await client.get("/docs")).headers
+
+
+@pytest.mark.parametrize(("host", "status"), [
+    ("api.example.org", 200), ("API.example.org:8000", 200), ("a.robots.example.org", 200),
+    ("evil.org", 400), ("example.org", 400), ("robots.example.org.evil.org", 400), ("", 400),
+])  # fmt: skip
+async def test_only_names_of_its_own_are_answered(host: str, status: int) -> None:
+    api = Api(settings=sandbox_with(allowed_hosts=("api.example.org", "*.robots.example.org")))
+    async with api.client() as client:
+        assert (await client.get("/v1/models", headers={"host": host})).status_code == status
+        assert (await client.get("/livez", headers={"host": host})).status_code == 200, "a probe asks by address"
+
+
+async def test_a_page_may_call_only_from_a_listed_origin() -> None:
+    api = Api(settings=sandbox_with(cors_origins=("https://ui.example.org",)))
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    async with api.client(None) as client:
+        listed = await client.options("/v1/inference", headers={"origin": "https://ui.example.org", **ask})
+        other = await client.options("/v1/inference", headers={"origin": "https://evil.org", **ask})
+    assert listed.headers["access-control-allow-origin"] == "https://ui.example.org"
+    assert "access-control-allow-credentials" not in listed.headers
+    assert other.status_code == 400
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_by_default_no_page_may_call() -> None:
+    async with Api().client() as client:
+        answer = await client.get("/v1/models", headers={"origin": "https://ui.example.org"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_metrics_can_be_switched_off() -> None:
+    async with Api(settings=sandbox_with(enable_prometheus=False)).client() as client:
+        for path in ("/metrics", "/metrics/federate"):
+            assert_problem(await client.get(path), 404, "not_found")
+
+
+async def test_a_body_that_does_not_come_is_given_up() -> None:
+    api = Api(settings=sandbox_with(client_timeout_s=0.05))
+    never = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"robot_id":'
+        await never.wait()
+
+    async with api.client() as client:
+        answer = await client.post("/v1/inference", content=body())
+    assert_problem(answer, 408, "slow_client")
+    assert answer.headers["connection"] == "close"
+    assert api.count("vla_requests_in_flight") == 0
+
+
+@contextlib.asynccontextmanager
+async def served(head_timeout_s: float) -> AsyncIterator[int]:
+    api = Api()
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(api.app, http=protocol_with(head_timeout_s), log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /livez HTTP/1.1\r\nHost: a\r\n"])
+async def test_a_head_that_does_not_come_ends_the_connection(begin: bytes) -> None:
+    async with served(0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begin)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_connection_in_use_outlives_the_heads_time() -> None:
+    async with served(0.2) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        first = await client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})
+        number = first.extensions["network_stream"].get_extra_info("client_addr")
+        await asyncio.sleep(0.3)  # the one thing that this is about is that time passes
+        second = await client.get("/v1/models")
+        assert second.extensions["network_stream"].get_extra_info("client_addr") == number
+        assert second.status_code == 200
+
+
+def sandbox_with(**changes: Any) -> Settings:
+    return sandbox(Path("/nowhere"), **changes)
