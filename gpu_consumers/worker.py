@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from confluent_kafka import Consumer
 
+from gpu_consumers.conversions import conversions_of
 from gpu_consumers.devices import choose_device
 from gpu_consumers.pipeline import Worker, group_of
 from gpu_consumers.policies.contract import RemotePolicy
@@ -33,7 +34,9 @@ def main(settings: Settings) -> int:
 
 
 def serve(settings: Settings, lifecycle: Lifecycle) -> None:
-    card = choose_deployment(load_cards(settings.cards_dir), settings.deployment)
+    cards = load_cards(settings.cards_dir)
+    card = choose_deployment(cards, settings.deployment)
+    conversions = conversions_of(card, cards)
     metrics = Metrics()
     workers: list[Worker] = []
     status = StatusServer(
@@ -62,6 +65,7 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         Worker(
             settings=settings,
             policy=policy,
+            conversions=conversions,
             publisher=publisher,
             build_consumer=consumer,
             metrics=metrics,

@@ -250,10 +250,11 @@ def inference_body() -> dict[str, Any]:
 
 
 def safety_body(cards: CardSet) -> dict[str, Any]:
-    """`openapi_extra` of POST /v1/safety/evaluate; the example holds the first embodiment's arm still."""
+    """`openapi_extra` of POST /v1/safety/evaluate; the example holds still the arm that the first model drives."""
     content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/SafetyBody"}}
-    if cards.embodiments:
-        content["example"] = _stillness(cards.embodiments[0])
+    served = [card for model in cards.models for name in model.embodiments if (card := cards.embodiment(name))]
+    if first := next(iter([*served, *cards.embodiments]), None):
+        content["example"] = _stillness(first)
     return {**SECURED, "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
@@ -280,9 +281,10 @@ def control_body() -> dict[str, Any]:
 
 def _stillness(card: EmbodimentCard) -> dict[str, Any]:
     """One action within every range: zero where that is allowed, an open gripper."""
-    action = [min(max(0.0, dim.low), dim.high) for dim in card.actions]
+    action = [min(max(0.0, dim.range[0]), dim.range[1]) for dim in card.actions]
     if card.gripper is not None:
-        action[card.gripper.action_index] = card.gripper.open_value
+        for i in card.gripper.indices:
+            action[i] = card.gripper.open_value
     return {"robot_type": card.robot_type, "action": action, "mode": "reject"}
 
 

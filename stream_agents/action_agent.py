@@ -147,7 +147,7 @@ class ActionAgent:
                 actions=_packed(verdict.actions),
                 names=[dim.name for dim in embodiment.actions],
                 units=[dim.unit for dim in embodiment.actions],
-                control_rate_hz=embodiment.control_rate_hz,
+                control_rate_hz=embodiment.control_rate_hz or 0.0,
                 safety=verdict.report(),
                 result=result,
             )
