@@ -15,7 +15,19 @@ import orjson
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from ingest_api import analytics, consent, episodes, feedback, history, models, monitoring, openapi, problems, search
+from ingest_api import (
+    analytics,
+    consent,
+    episodes,
+    feedback,
+    history,
+    models,
+    monitoring,
+    openapi,
+    problems,
+    robots,
+    search,
+)
 from ingest_api.admission import Admission
 from ingest_api.consent import ConsentBody
 from ingest_api.control import ControlRoute
@@ -34,18 +46,19 @@ from ingest_api.reading import Reader
 from ingest_api.safety import SafetyRoute
 from ingest_api.search import QueryEmbedder
 from runtime.consent import ConsentList
+from runtime.embodiments import RobotTypes
 from runtime.metrics import CONTENT_TYPE, Metrics
 from runtime.publisher import PublisherPort
 from runtime.settings import Settings
 from runtime.traffic import TrafficTable
 from runtime.workers import LiveWorkers
-from schemas.cards import CardSet
+from schemas.cards import CardSet, EmbodimentCard
 from schemas.topics import Topic
 
 TITLE = "vlastream"
 _DESCRIPTION = "Actions for robots from vision-language-action models. Every error is a problem document (RFC 9457)."
 #: Of the routes that name the schema of theirs.
-_BODIES = (EpisodeBody, FeedbackBody, FeedbackFields, ConsentBody)
+_BODIES = (EpisodeBody, FeedbackBody, FeedbackFields, ConsentBody, EmbodimentCard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +66,7 @@ class Services:
     """What the routes stand on."""
 
     cards: CardSet
+    robots: RobotTypes
     metrics: Metrics
     gateway: Gateway
     keys: KeyRing
@@ -124,7 +138,7 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         },
         openapi_extra=openapi.inference_body(),
     )
-    safety = SafetyRoute(settings=settings, cards=services.cards, keys=services.keys)
+    safety = SafetyRoute(settings=settings, robots=services.robots, keys=services.keys)
     router.add_api_route(
         "/v1/safety/evaluate",
         safety.post,
@@ -159,6 +173,8 @@ def _data(services: Services) -> APIRouter:
     """What customers say afterwards, and what they find out of what was kept."""
     router = APIRouter()
     keys, publisher, reader = services.keys, services.publisher, services.reader
+    robot_routes = robots.RobotRoutes(robots=services.robots, keys=keys, publisher=publisher)
+    router.include_router(robots.build_router(robot_routes))
     router.include_router(episodes.build_router(keys, publisher, reader))
     router.include_router(feedback.build_router(keys, publisher, reader))
     router.include_router(search.build_router(keys, reader, services.embedder))

@@ -163,6 +163,13 @@ DATA_SCHEMAS: dict[str, Any] = {
     "InferencePage": _rows("inferences", "rows of inference_log, newest first", next=_MAYBE_TEXT),
     "Figures": _rows("rows", "one object each"),
     "ConsentHistory": _rows("changes", "rows of the table consent_audit"),
+    "RobotTypes": _rows("robots", "robot types: name, title, verified, action spaces, models that drive them"),
+    "RobotType": {
+        "type": "object",
+        "required": ["robot_type", "verified", "action_spaces", "models", "card"],
+        "properties": {"robot_type": _TEXT, "card": {"type": "object"}},
+    },
+    "Withdrawn": {"type": "object", "required": ["robot_type"], "properties": {"robot_type": _TEXT}},
     "Consent": {
         "type": "object",
         "required": ["customer_id", "tier", "version", "anonymization_level"],

@@ -28,6 +28,7 @@ from ingest_api.reading import PostgresReader
 from ingest_api.search import KafkaQueryEmbedder
 from runtime.consent import ConsentList
 from runtime.database import connect
+from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal, Unavailable
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Lifecycle
@@ -39,7 +40,7 @@ from runtime.traffic import TrafficTable
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import CardError, load_cards
-from schemas.topics import CONSENT, REPLIES, REQUESTS, TRAFFIC, WORKERS
+from schemas.topics import CONSENT, EMBODIMENTS, REPLIES, REQUESTS, TRAFFIC, WORKERS
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +93,13 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     workers = LiveWorkers(settings.worker_timeout_s)
     consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
     traffic = TrafficTable()
+    robots = RobotTypes(cards)
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
     views = [
         CompactedView(build_view_consumer, WORKERS, workers.update),
         CompactedView(build_view_consumer, CONSENT, consents.update),
         CompactedView(build_view_consumer, TRAFFIC, traffic.update),
+        CompactedView(build_view_consumer, EMBODIMENTS, robots.update),
     ]
     gateway = KafkaGateway(
         publisher=publisher,
@@ -138,6 +141,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     )
     services = Services(
         cards=cards,
+        robots=robots,
         metrics=metrics,
         gateway=gateway,
         keys=keys,

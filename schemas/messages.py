@@ -10,6 +10,7 @@ from schemas.vla.v1.data_pb2 import (
     EpisodeKind,
     Feedback,
     FeedbackKind,
+    OwnEmbodiment,
 )
 from schemas.vla.v1.gate_pb2 import LastChunk, ReplyAddress, RequestRecord, TableValue
 from schemas.vla.v1.inference_pb2 import (
@@ -60,6 +61,7 @@ __all__ = [
     "LastChunk",
     "Options",
     "Outcome",
+    "OwnEmbodiment",
     "Rejection",
     "ReplyAddress",
     "RequestRecord",

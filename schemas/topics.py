@@ -19,6 +19,7 @@ OUTCOMES = "vla.outcomes.v1"
 WORKERS = "vla.workers.v1"
 CONTROL = "vla.control.v1"
 CONSENT = "vla.consent.v1"
+EMBODIMENTS = "vla.embodiments.v1"
 TRAFFIC = "vla.traffic.v1"
 EPISODES = "vla.episodes.v1"
 FEEDBACK = "vla.feedback.v1"
@@ -167,6 +168,7 @@ def declare(
             retention_ms=5 * _MINUTE_MS,
         )
         yield view(CONSENT, "customer_id", "Consent", keep_days=_CONTROL_HISTORY_DAYS)
+        yield view(EMBODIMENTS, "customer_id/robot_type", "OwnEmbodiment", keep_days=_CONTROL_HISTORY_DAYS)
         yield view(WORKERS, "worker_id", "WorkerHeartbeat", segment_minutes=5)
         yield view(CONTROL, "target", "Control", keep_days=_CONTROL_HISTORY_DAYS)
         yield view(TRAFFIC, "model", "Traffic", keep_days=_CONTROL_HISTORY_DAYS)

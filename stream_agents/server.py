@@ -11,6 +11,7 @@ import uvloop
 
 from runtime.consent import ConsentList
 from runtime.control import StopList
+from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Deadline, Lifecycle, exit_now
@@ -24,7 +25,7 @@ from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import load_cards
 from schemas.messages import Control
-from schemas.topics import CONSENT, CONTROL, REPLIES, TRAFFIC, WORKERS
+from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, REPLIES, TRAFFIC, WORKERS
 from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
@@ -55,12 +56,14 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     workers, stops = LiveWorkers(settings.worker_timeout_s), StopList()
     consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
     traffic = TrafficTable()
+    robots = RobotTypes(cards)
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
     views = [
         CompactedView(build_view_consumer, WORKERS, workers.update),
         CompactedView(build_view_consumer, CONTROL, stops.update),
         CompactedView(build_view_consumer, CONSENT, consents.update),
         CompactedView(build_view_consumer, TRAFFIC, traffic.update),
+        CompactedView(build_view_consumer, EMBODIMENTS, robots.update),
     ]
     origins = Origins(settings.fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
@@ -89,7 +92,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     for view in views:
         view.start()
         lifecycle.on_close("view", view.close)
-    # Nothing is judged before every stop, every consent, every worker and every share is known.
+    # Nothing is judged before every stop, consent, worker, share and robot type is known.
     await asyncio.to_thread(_wait_for_views, views, settings.shutdown_timeout_s * 3)
     await asyncio.to_thread(publisher.warm_up, REPLIES, 0)
     warm.set()
@@ -107,7 +110,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         dead_letters=dead_letters,
         log_reader=log_reader,
         circumstances=circumstances_of(
-            cards=cards,
+            robots=robots,
             has_live_worker=lambda deployment: bool(workers.live(deployment)),
             stop_of=stop_of,
             max_ttl_ms=settings.max_ttl_ms,
@@ -120,7 +123,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     )
     actions = ActionAgent(
         table=table,
-        cards=cards,
+        robots=robots,
         delivery=delivery,
         dead_letters=dead_letters,
         stop_of=stop_of,

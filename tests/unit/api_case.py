@@ -22,6 +22,7 @@ from ingest_api.key_stores import KeyRecord
 from ingest_api.keys import KeyRing, hash_key
 from ingest_api.replies import Reply
 from runtime.consent import ConsentList
+from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
 from runtime.metrics import Metrics
 from runtime.settings import Settings
@@ -41,7 +42,7 @@ from schemas.messages import (
     StageTimes,
     WorkerHeartbeat,
 )
-from schemas.topics import CONSENT, CONTROL, EPISODES, FEEDBACK
+from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, EPISODES, FEEDBACK
 from tests.cards import cards
 from tests.pictures import jpeg
 
@@ -237,11 +238,12 @@ class Api:
     dependencies: dict[str, Dependency] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
     broker: InMemoryBroker = field(
-        default_factory=lambda: InMemoryBroker({CONTROL: 1, CONSENT: 1, EPISODES: 2, FEEDBACK: 2})
+        default_factory=lambda: InMemoryBroker({CONTROL: 1, CONSENT: 1, EMBODIMENTS: 1, EPISODES: 2, FEEDBACK: 2})
     )
     reader: ListedRows = field(default_factory=ListedRows)
     embedder: ScriptedEmbedder = field(default_factory=ScriptedEmbedder)
     consents: ConsentList = field(default_factory=lambda: ConsentList("none", "partial"))
+    robots: RobotTypes = field(default_factory=lambda: RobotTypes(cards()))
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
@@ -259,7 +261,8 @@ class Api:
             weights_of=self.traffic.weights,
         )
         services = Services(
-            cards=cards(),
+            cards=self.robots.cards,
+            robots=self.robots,
             metrics=self.metrics,
             gateway=self.gateway,
             keys=self.keys,

@@ -17,7 +17,7 @@ from schemas.messages import ActionMatrix, Claim, Control, Image, ImageEncoding,
 from stream_agents.images import examine
 from stream_agents.request_rules import Accepted, Circumstances, Refused, judge, route
 from tests import pictures
-from tests.cards import cards, model
+from tests.cards import cards, embodiment, model
 
 JPEG, PNG, RGB8 = (
     ImageEncoding.IMAGE_ENCODING_JPEG,
@@ -195,13 +195,13 @@ def test_no_bytes_make_the_examination_raise(data: bytes, encoding: ImageEncodin
 @given(st.lists(st.text("abcdef0123456789", min_size=1, max_size=8), min_size=1, unique=True))
 def test_a_robot_stays_on_one_deployment(robots: list[str]) -> None:
     split = cards(model(traffic=0.5), model(deployment="test-model-b", traffic=0.5))
-    first = [route("test-model", robot, "test_arm", split) for robot in robots]
-    assert first == [route("test-model", robot, "test_arm", split) for robot in robots]
+    first = [route("test-model", robot, embodiment(), split) for robot in robots]
+    assert first == [route("test-model", robot, embodiment(), split) for robot in robots]
     assert None not in first
 
 
 def test_traffic_is_split_in_proportion() -> None:
     split = cards(model(traffic=3), model(deployment="test-model-b", traffic=1))
-    pick: Callable[[int], str] = lambda i: route("test-model", f"robot-{i}", "test_arm", split).deployment  # type: ignore[union-attr] # noqa: E731
+    pick: Callable[[int], str] = lambda i: route("test-model", f"robot-{i}", embodiment(), split).deployment  # type: ignore[union-attr] # noqa: E731
     share = sum(pick(i) == "test-model-b" for i in range(4000)) / 4000
     assert 0.22 < share < 0.28
