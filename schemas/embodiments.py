@@ -98,7 +98,7 @@ class Workspace(Card):
         return self
 
 
-class _Commanded(Card):
+class Commanded(Card):
     """One action space of a robot and its limits."""
 
     #: Where the limits come from (a file at a commit, a data sheet, the simulator's own source).
@@ -136,11 +136,11 @@ class _Commanded(Card):
         )
 
 
-class ActionSpace(_Commanded):
+class ActionSpace(Commanded):
     """Another way to command a robot, beside its card's own."""
 
 
-class EmbodimentCard(_Commanded):
+class EmbodimentCard(Commanded):
     """A robot type: its state, its actions, and the limits that its actions are held to.
 
     `actions`, `gripper`, `workspace` and `space` are its first action space, `alternatives` the others; a model's
@@ -159,7 +159,7 @@ class EmbodimentCard(_Commanded):
     def _parts_agree(self) -> EmbodimentCard:
         if self.robot_type in RESERVED:
             raise ValueError(f"robot_type: no robot may be called {' or '.join(RESERVED)}")
-        spaces: tuple[_Commanded, ...] = (self, *self.alternatives)
+        spaces: tuple[Commanded, ...] = (self, *self.alternatives)
         if len({part.space.name for part in spaces}) != len(spaces):
             raise ValueError("alternatives: two action spaces share a name")
         for part in spaces:
@@ -193,7 +193,7 @@ class EmbodimentCard(_Commanded):
             raise KeyError(name)
         if part is self and control_rate_hz in (None, self.control_rate_hz):
             return self
-        changes = {field: getattr(part, field) for field in _Commanded.model_fields}
+        changes = {field: getattr(part, field) for field in Commanded.model_fields}
         rate = control_rate_hz or part.control_rate_hz or self.control_rate_hz
         return self.model_copy(update={**changes, "control_rate_hz": rate, "alternatives": ()})
 

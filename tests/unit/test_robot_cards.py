@@ -15,6 +15,7 @@ from deploy.descriptions.generate import CARDS, describe, main, rendered
 from deploy.descriptions.joints import read_mjcf, read_urdf
 from deploy.descriptions.robots import DESCRIPTIONS, Description
 from deploy.descriptions.setups import SETUPS
+from deploy.descriptions.table import PAGE, with_table
 from schemas.card_files import load_cards
 from schemas.cards import ActionKind, EmbodimentCard
 
@@ -92,6 +93,13 @@ def test_a_generated_card_names_commit_and_file_and_has_limits_that_can_be(card:
 def test_a_generated_card_is_as_the_generator_wrote_it(card: EmbodimentCard) -> None:
     text = (CARDS / f"{card.robot_type}.yaml").read_text()
     assert rendered(yaml.safe_load(text)) == text
+
+
+def test_the_page_of_robots_shows_the_cards_of_now() -> None:
+    page = PAGE.read_text()
+    assert page == with_table(page), "run python -m deploy.descriptions.table"
+    with pytest.raises(ValueError, match="no place"):
+        with_table("a page")
 
 
 def test_joint_speeds_and_positions_share_joints_and_polarity() -> None:
