@@ -30,6 +30,7 @@ class SafetyBody(Body):
     """One of `actions` (horizon, dim) and `action` (dim), in the units of the embodiment card."""
 
     robot_type: str
+    space: str | None = Field(default=None, description="one of the robot's action spaces; default: its first")
     actions: list[list[float]] | None = Field(default=None, min_length=1, max_length=_MOST_STEPS)
     action: list[float] | None = None
     state: list[float] | None = Field(default=None, description="before the first action")
@@ -50,7 +51,7 @@ class SafetyRoute:
         key = await self._keys.authenticate(request.headers.get("authorization"))
         limit = min(self._settings.max_body_bytes, _LARGEST_BODY_BYTES)
         body = parse_body(await read_body(request, limit), SafetyBody)
-        card = self._card(key.customer_id, body.robot_type)
+        card = _in_space(self._card(key.customer_id, body.robot_type), body.space or "")
         verdict = evaluate_chunk(
             _matrix(_rows(body), "actions"),
             card,
@@ -78,6 +79,15 @@ class SafetyRoute:
             violation = fault("robot_type", "unsupported_robot_type", detail)
             raise Problem(Code.INVALID_ROBOT_TYPE, detail, violations=[violation])
         return card
+
+
+def _in_space(card: EmbodimentCard, space: str) -> EmbodimentCard:
+    try:
+        return card.in_space(space)
+    except KeyError as error:
+        detail = f"{card.robot_type} is commanded in: {', '.join(card.space_names)}"
+        violation = fault("space", "unknown_space", detail)
+        raise Problem(Code.EMBODIMENT_MISMATCH, detail, violations=[violation]) from error
 
 
 def _rows(body: SafetyBody) -> list[list[float]]:

@@ -134,6 +134,7 @@ def clamp(chunk: Actions, card: EmbodimentCard, *, state: NDArray[np.float32] | 
             step = dim.max_velocity / card.control_rate_hz
             low, high = max(low, -step), min(high, step)
         clamped[:, i] = np.clip(clamped[:, i], low, high)
+    _slow_down(clamped, card, state)
     workspace = card.workspace
     if workspace is not None and state is not None:
         for axis, (s, a) in enumerate(zip(workspace.state_index, workspace.action_index, strict=True)):
@@ -149,6 +150,28 @@ def clamp(chunk: Actions, card: EmbodimentCard, *, state: NDArray[np.float32] | 
             nearer_open = np.abs(clamped[:, i] - gripper.open_value) <= np.abs(clamped[:, i] - gripper.closed_value)
             clamped[:, i] = np.where(nearer_open, gripper.open_value, gripper.closed_value)
     return clamped.astype(np.float32)
+
+
+def _slow_down(chunk: NDArray[np.float64], card: EmbodimentCard, state: NDArray[np.float32] | None) -> None:
+    """Bring targets (horizon, dim) as near to what was asked for as the joints' speed allows; in place."""
+    if card.control_rate_hz is None:
+        return
+    starts = _starts(card, state)
+    for i, dim in enumerate(card.actions):
+        if dim.kind is ActionKind.ABSOLUTE and dim.max_velocity is not None:
+            # A little less than the limit, which float32 would round beyond it.
+            reach = 0.999 * dim.max_velocity / card.control_rate_hz
+            at = starts.get(i, chunk[0, i])
+            for step in range(len(chunk)):
+                at = chunk[step, i] = min(max(chunk[step, i], at - reach), at + reach)
+
+
+def _starts(card: EmbodimentCard, state: NDArray[np.floating] | None) -> dict[int, float]:
+    """Action dimension -> where its joint stands before the chunk, of joint targets whose state is known."""
+    space = card.space
+    if state is None or len(state) != len(card.state) or space.control is not Control.JOINT_POSITION:
+        return {}
+    return {i: float(state[s]) for i, s in zip(card.convention.arm_indices, space.state_index, strict=False)}
 
 
 def _examine(
@@ -285,11 +308,9 @@ def _velocities(case: _Case) -> NDArray[np.float64]:
     velocity[:, speed] = case.chunk[:, speed]
     velocity[:, delta] = case.chunk[:, delta] * rate
     velocity[1:, absolute] = np.diff(case.chunk[:, absolute], axis=0) * rate
-    space = case.card.space
-    if case.state is not None and space.control is Control.JOINT_POSITION and space.state_index:
-        # The way from where the joints stand to the first target counts too.
-        arm = case.card.convention.arm_indices
-        velocity[0, arm] = (case.chunk[0, arm] - case.state[list(space.state_index)]) * rate
+    # The way from where the joints stand to the first target counts too.
+    for i, start in _starts(case.card, case.state).items():
+        velocity[0, i] = (case.chunk[0, i] - start) * rate
     return velocity
 
 

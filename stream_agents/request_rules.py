@@ -182,14 +182,16 @@ def _robot_type(
 ) -> tuple[EmbodimentCard | None, list[Fault]]:
     cards = around.cards
     known = [card.robot_type for card in cards.embodiments]
+    # Many types are known, most of which no model here drives: those that one does are the answer.
+    served = ", ".join(sorted({name for model in cards.models for name in model.embodiments} - {CUSTOM})[:20])
     card = cards.embodiment(request.robot_type) or around.own_robot(customer_id, request.robot_type)
     if card is not None:
         return card, []
     if request.robot_type.strip().lower() in ("", "unknown"):
-        reason, detail = "unknown_robot_type", f"say which robot this is, one of: {', '.join(sorted(known)[:20])}"
+        reason, detail = "unknown_robot_type", f"say which robot this is, one of: {served}"
     else:
         near = difflib.get_close_matches(request.robot_type.strip().lower(), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(sorted(known)[:20])}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"models drive: {served}"
         reason, detail = "unsupported_robot_type", f"{_shortened(request.robot_type)} has no card; {hint}"
     return None, [Fault(Code.INVALID_ROBOT_TYPE, "robot_type", reason, detail)]
 
