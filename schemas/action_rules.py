@@ -171,7 +171,7 @@ def _starts(card: EmbodimentCard, state: NDArray[np.floating] | None) -> dict[in
     space = card.space
     if state is None or len(state) != len(card.state) or space.control is not Control.JOINT_POSITION:
         return {}
-    return {i: float(state[s]) for i, s in zip(card.convention.arm_indices, space.state_index, strict=False)}
+    return {i: float(state[s]) for i, s in zip(card.arm_indices, space.state_index, strict=False)}
 
 
 def _examine(

@@ -125,6 +125,12 @@ class Commanded(Card):
         return self
 
     @property
+    def arm_indices(self) -> tuple[int, ...]:
+        """Action dimensions that are no gripper."""
+        grips = self.gripper.indices if self.gripper is not None else ()
+        return tuple(i for i in range(len(self.actions)) if i not in grips)
+
+    @property
     def convention(self) -> Convention:
         """What an action vector of this space means. Raises ValueError where the space does not fit its dimensions."""
         grips = self.gripper.indices if self.gripper is not None else ()
@@ -167,10 +173,9 @@ class EmbodimentCard(Commanded):
             if part.workspace is not None:
                 self._check_state(part.workspace.state_index, "workspace.state_index")
             starts = part.space.state_index
-            convention = part.convention
-            wanted = convention.tool_size
+            wanted = part.convention.tool_size
             if part.space.control is None or part.space.control.is_joint:
-                wanted = len(convention.arm_indices)
+                wanted = len(part.arm_indices)
             if starts and len(starts) != wanted:
                 raise ValueError(f"space.state_index names {len(starts)} state dimensions, not {wanted}")
         return self

@@ -10,7 +10,9 @@ from gpu_consumers.conversions import conversion_for, conversions_of
 from schemas.action_space import Control, Convention, Gripper, Rotation, Space
 from schemas.cards import ActionDim, ActionKind, ActionSpace, CardSet, EmbodimentCard, ModelCard, Pairing, StateDim
 from schemas.conversions import PolicyActions
+from schemas.messages import Outcome
 from tests.cards import cards, embodiment, model
+from tests.gate_bench import GateBench, request
 from tests.unit.worker_case import Running
 
 #: OpenVLA's vector: translation, roll-pitch-yaw, gripper with 1 open.
@@ -149,3 +151,37 @@ def test_what_a_worker_publishes_is_what_the_arm_would_get() -> None:
     chunk = np.reshape(done["1"].result.chunk.values, (-1, 3))
     assert chunk[0].tolist() == [0.5, 0.5, 0.0]
     assert done["2"].rejection.code == "embodiment_mismatch"
+
+
+async def test_the_gate_checks_and_names_the_action_space_that_the_deployment_commands() -> None:
+    finger = ActionDim(name="grip", unit="1", kind=ActionKind.BINARY, low=0, high=1)
+    speeds = [ActionDim(name=f"v{i}", unit="m/s", kind=ActionKind.VELOCITY, max_velocity=0.5) for i in range(2)]
+    polarity = Gripper(action_index=2, open_value=0, closed_value=1)
+    space = Space(name="speed", control=Control.JOINT_VELOCITY)
+    other = ActionSpace(source="t", verified=True, actions=(*speeds, finger), gripper=polarity, space=space)
+    card = model(pairings={"test_arm": Pairing(space="speed", control_rate_hz=25)})
+    for speed, code in ((0.4, ""), (0.6, "unsafe_action")):
+        bench = GateBench(cards=cards(card, embodiments=(embodiment(alternatives=(other,)),)))
+        bench.ask(request())
+        await bench.step()
+        bench.infer(np.full((4, 3), [speed, 0, 1], np.float32))
+        await bench.step()
+        (outcome,) = bench.outcomes()
+        assert outcome.rejection.code == code
+        if not code:
+            assert list(outcome.chunk.names) == ["v0", "v1", "grip"]
+            assert outcome.chunk.control_rate_hz == 25
+
+
+async def test_a_robot_type_that_is_known_but_driven_by_no_model_is_refused_with_those_that_are() -> None:
+    bench = GateBench(cards=cards(embodiments=(embodiment(), arm())))
+    bench.ask(request(robot_type="tool_arm", state=[0.0] * 6))
+    await bench.step()
+    (rejection,) = [outcome.rejection for outcome in await decided(bench)]
+    assert (rejection.status, rejection.code) == (422, "embodiment_mismatch")
+    assert "it serves: test_arm" in rejection.violations[0].detail
+
+
+async def decided(bench: GateBench) -> list[Outcome]:
+    await bench.step()
+    return bench.outcomes()
