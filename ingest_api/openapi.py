@@ -307,7 +307,8 @@ def components(bodies: Sequence[type[BaseModel]] = ()) -> dict[str, Any]:
     models: list[type[BaseModel]] = [InferenceBody, SafetyBody, ControlBody, *bodies]
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[model.__name__] = schema
+        for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+            if schemas.setdefault(name, part) != part:
+                raise ValueError(f"two schemas of the document are called {name}: rename one")
     scheme = {"type": "http", "scheme": "bearer", "description": "a key of `vlastream keys create`"}
     return {"schemas": schemas, "securitySchemes": {BEARER: scheme}}

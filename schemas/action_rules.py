@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.action_space import Control
+from schemas.action_space import ArmControl
 from schemas.cards import ActionKind, EmbodimentCard
 from schemas.messages import SafetyMode, SafetyReport, Violation
 
@@ -169,7 +169,7 @@ def _slow_down(chunk: NDArray[np.float64], card: EmbodimentCard, state: NDArray[
 def _starts(card: EmbodimentCard, state: NDArray[np.floating] | None) -> dict[int, float]:
     """Action dimension -> where its joint stands before the chunk, of joint targets whose state is known."""
     space = card.space
-    if state is None or len(state) != len(card.state) or space.control is not Control.JOINT_POSITION:
+    if state is None or len(state) != len(card.state) or space.control is not ArmControl.JOINT_POSITION:
         return {}
     return {i: float(state[s]) for i, s in zip(card.arm_indices, space.state_index, strict=False)}
 

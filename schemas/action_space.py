@@ -17,7 +17,7 @@ class Card(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Control(StrEnum):
+class ArmControl(StrEnum):
     """What the values of an arm command."""
 
     JOINT_POSITION = "joint_position"  #: target angle or length of each joint
@@ -28,7 +28,7 @@ class Control(StrEnum):
 
     @property
     def is_joint(self) -> bool:
-        return self in (Control.JOINT_POSITION, Control.JOINT_DELTA, Control.JOINT_VELOCITY)
+        return self in (ArmControl.JOINT_POSITION, ArmControl.JOINT_DELTA, ArmControl.JOINT_VELOCITY)
 
 
 class Rotation(StrEnum):
@@ -80,7 +80,7 @@ class Space(Card):
     """The convention of an arm's values. Without `control` it is not stated, and nothing can be converted to it."""
 
     name: str = Field(default="native", pattern=r"^[a-z0-9_]{1,64}$")
-    control: Control | None = None
+    control: ArmControl | None = None
     #: Of tool control only; None: the tool is translated, never turned.
     rotation: Rotation | None = None
     #: Of tool control only.

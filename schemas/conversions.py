@@ -12,7 +12,7 @@ from typing import NewType
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.action_space import Control, Convention, Gripper, Rotation
+from schemas.action_space import ArmControl, Convention, Gripper, Rotation
 from schemas.rotations import Array, delta_between, from_matrix, move, rotate, to_matrix
 
 #: (horizon, policy's dims) float32, as the policy's `finish` gave it.
@@ -112,9 +112,9 @@ def _check_joints(source: Convention, target: Convention, rate_hz: float | None)
         )
     if source.control is target.control:
         return
-    if Control.JOINT_VELOCITY in (source.control, target.control) and rate_hz is None:
+    if ArmControl.JOINT_VELOCITY in (source.control, target.control) and rate_hz is None:
         raise CannotConvert("speeds become steps at a control rate only: state control_rate_hz")
-    if Control.JOINT_POSITION in (source.control, target.control) and len(target.state_index) != len(
+    if ArmControl.JOINT_POSITION in (source.control, target.control) and len(target.state_index) != len(
         target.arm_indices
     ):
         raise CannotConvert("positions start from the joints' state: state_index of the robot's space does not say it")
@@ -131,7 +131,7 @@ def _check_tools(source: Convention, target: Convention) -> None:
         if side.rotation in quaternions and side.radians_per_unit != 1.0:
             raise CannotConvert("a quaternion has no unit: radians_per_unit must be 1")
     moved = source.control is not target.control or (
-        source.control is Control.EE_DELTA and source.frame is not target.frame
+        source.control is ArmControl.EE_DELTA and source.frame is not target.frame
     )
     if moved and (arms != 1 or target.rotation is None or len(target.state_index) != target.tool_size):
         raise CannotConvert(
@@ -147,17 +147,17 @@ def _joints(
     if source.control is target.control:
         return arm * scale
     radians = arm * source.radians_per_unit
-    if source.control is Control.JOINT_VELOCITY:
+    if source.control is ArmControl.JOINT_VELOCITY:
         radians = radians / (rate_hz or np.nan)
-    if source.control is Control.JOINT_POSITION or target.control is Control.JOINT_POSITION:
+    if source.control is ArmControl.JOINT_POSITION or target.control is ArmControl.JOINT_POSITION:
         start = np.asarray(state, np.float64)[list(target.state_index)]
         # The state is in the unit of the robot's joints; of a space of speeds that is radians.
-        start = start * (1.0 if target.control is Control.JOINT_VELOCITY else target.radians_per_unit)
-        if target.control is Control.JOINT_POSITION:
+        start = start * (1.0 if target.control is ArmControl.JOINT_VELOCITY else target.radians_per_unit)
+        if target.control is ArmControl.JOINT_POSITION:
             radians = start + np.cumsum(radians, axis=0)
         else:
             radians = np.diff(radians, axis=0, prepend=start[None])
-    if target.control is Control.JOINT_VELOCITY:
+    if target.control is ArmControl.JOINT_VELOCITY:
         radians = radians * (rate_hz or np.nan)
     return radians / target.radians_per_unit
 
@@ -168,7 +168,7 @@ def _tools(arm: Array, source: Convention, target: Convention, state: NDArray[np
     if source.rotation is None or target.rotation is None:
         return (shift / target.metres_per_unit).reshape(len(arm), -1)
     turn = blocks[..., 3:]
-    if source.control is target.control and (source.control is Control.EE_POSE or source.frame is target.frame):
+    if source.control is target.control and (source.control is ArmControl.EE_POSE or source.frame is target.frame):
         same_form = source.rotation is target.rotation
         turned = (
             turn * (source.radians_per_unit / target.radians_per_unit)
@@ -192,11 +192,11 @@ def _by_pose(
     position, matrix = start[:3], to_matrix(start[3:], target.rotation)
     new_shifts, new_turns = np.empty_like(shifts), np.empty_like(turns)
     for step, (shift, turn) in enumerate(zip(shifts, turns, strict=True)):
-        if source.control is Control.EE_POSE:
+        if source.control is ArmControl.EE_POSE:
             after = shift, turn
         else:
             after = move(position, matrix, shift, turn, source.frame)
-        if target.control is Control.EE_POSE:
+        if target.control is ArmControl.EE_POSE:
             new_shifts[step], new_turns[step] = after
         else:
             new_shifts[step], new_turns[step] = delta_between(position, matrix, *after, target.frame)

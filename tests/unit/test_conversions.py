@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation as Oracle
 
-from schemas.action_space import Control, Convention, Frame, Gripper, Rotation, Space
+from schemas.action_space import ArmControl, Convention, Frame, Gripper, Rotation, Space
 from schemas.conversions import CannotConvert, PolicyActions, conversion
 from schemas.rotations import delta_between, from_matrix, move, rotate, to_matrix
 
@@ -80,7 +80,7 @@ def test_a_pose_moved_by_a_delta_is_as_far_from_where_it_was_as_the_delta(
     assert np.allclose(turned_back, turn.as_matrix(), atol=1e-9)
 
 
-def seven(control: str = Control.EE_DELTA, /, **changes: object) -> Convention:
+def seven(control: str = ArmControl.EE_DELTA, /, **changes: object) -> Convention:
     fields: dict[str, object] = {
         "control": control,
         "rotation": Rotation.AXIS_ANGLE,
@@ -166,7 +166,7 @@ def test_deltas_become_poses_and_poses_become_the_same_deltas(
 ) -> None:
     start = tuple(range(6))
     deltas = seven(frame=frame, state_index=start)
-    poses = seven(Control.EE_POSE, state_index=start)
+    poses = seven(ArmControl.EE_POSE, state_index=start)
     state = [*position, *pose.as_rotvec()]
     chunk = np.array([[*shift, *turn.as_rotvec(), 1] for shift, turn in steps])
     reached = convert(deltas, poses, chunk, state)
@@ -190,13 +190,13 @@ JOINTS: st.SearchStrategy[NDArray[np.float64]] = st.lists(
 def test_joint_targets_steps_and_speeds_lead_through_the_same_angles(
     targets: NDArray[np.float64], start: tuple[float, ...], unit: float
 ) -> None:
-    def joints(control: Control, radians_per_unit: float = 1.0) -> Convention:
+    def joints(control: ArmControl, radians_per_unit: float = 1.0) -> Convention:
         return Convention(control=control, dims=3, state_index=(0, 1, 2), radians_per_unit=radians_per_unit)
 
     state = np.array(start)
     steps = np.diff(targets, axis=0, prepend=state[None])
     position, delta, speed = (
-        joints(Control.JOINT_POSITION), joints(Control.JOINT_DELTA), joints(Control.JOINT_VELOCITY)
+        joints(ArmControl.JOINT_POSITION), joints(ArmControl.JOINT_DELTA), joints(ArmControl.JOINT_VELOCITY)
     )  # fmt: skip
     assert convert(position, delta, targets, state) == pytest.approx(steps, abs=1e-5)
     assert convert(delta, position, steps, state) == pytest.approx(targets, abs=1e-5)
@@ -204,26 +204,26 @@ def test_joint_targets_steps_and_speeds_lead_through_the_same_angles(
     assert convert(speed, position, steps * 15, state, 15) == pytest.approx(targets, abs=1e-5)
     assert convert(speed, delta, steps * 15, state, 15) == pytest.approx(steps, abs=1e-5)
     # A robot that counts in degrees tells its state in degrees, too.
-    robot = joints(Control.JOINT_POSITION, unit)
+    robot = joints(ArmControl.JOINT_POSITION, unit)
     assert convert(delta, robot, steps, state / unit) == pytest.approx(targets / unit, abs=1e-3)
 
 
-SIX = Convention(control=Control.JOINT_POSITION, dims=6)
+SIX = Convention(control=ArmControl.JOINT_POSITION, dims=6)
 
 
 @pytest.mark.parametrize(
     ("source", "target", "why"),
     [
         (Convention(dims=7), LIBERO, "does not state its control"),
-        (Convention(control=Control.JOINT_POSITION, dims=7), LIBERO, "kinematics"),
+        (Convention(control=ArmControl.JOINT_POSITION, dims=7), LIBERO, "kinematics"),
         (seven(gripper=None, dims=6), LIBERO, "0 grippers"),
         (seven(rotation=None, dims=4, gripper=Gripper(action_index=3, open_value=1, closed_value=0)), LIBERO, "turns"),
         (seven(frame=Frame.TOOL), LIBERO, "state_index"),
-        (seven(Control.EE_POSE), LIBERO, "state_index"),
+        (seven(ArmControl.EE_POSE), LIBERO, "state_index"),
         (seven(dims=13), LIBERO, "2 arms"),
-        (SIX, Convention(control=Control.JOINT_POSITION, dims=7), "joints"),
-        (Convention(control=Control.JOINT_VELOCITY, dims=6), SIX, "rate"),
-        (Convention(control=Control.JOINT_DELTA, dims=6), SIX, "state"),
+        (SIX, Convention(control=ArmControl.JOINT_POSITION, dims=7), "joints"),
+        (Convention(control=ArmControl.JOINT_VELOCITY, dims=6), SIX, "rate"),
+        (Convention(control=ArmControl.JOINT_DELTA, dims=6), SIX, "state"),
     ],
 )  # fmt: skip
 def test_what_does_not_lead_to_the_robot_is_refused_with_the_reason(

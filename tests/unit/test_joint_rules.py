@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.action_rules import Verdict, evaluate_chunk
-from schemas.action_space import Control, Gripper, Space
+from schemas.action_space import ArmControl, Gripper, Space
 from schemas.cards import ActionDim, ActionKind, EmbodimentCard, StateDim
 from schemas.hold import HoldRule
 from schemas.messages import SafetyMode
@@ -22,9 +22,9 @@ STATE = np.array([0.0, 0.0], np.float32)
 def joints(kind: ActionKind = ActionKind.ABSOLUTE, **changes: object) -> EmbodimentCard:
     """Two joints at 10 Hz that may do 1 rad/s; the second turns without end."""
     control = {
-        ActionKind.ABSOLUTE: Control.JOINT_POSITION,
-        ActionKind.DELTA: Control.JOINT_DELTA,
-        ActionKind.VELOCITY: Control.JOINT_VELOCITY,
+        ActionKind.ABSOLUTE: ArmControl.JOINT_POSITION,
+        ActionKind.DELTA: ArmControl.JOINT_DELTA,
+        ActionKind.VELOCITY: ArmControl.JOINT_VELOCITY,
     }[kind]
     fields: dict[str, object] = {
         "state": (StateDim(name="a", unit="rad"), StateDim(name="b", unit="rad")),

@@ -14,7 +14,7 @@ from ingest_api.robots import EXAMPLE
 from runtime.embodiments import MAX_CARDS, RobotTypes, next_embodiment, own_key, publish_embodiment
 from runtime.errors import Reject
 from runtime.testing import InMemoryBroker
-from schemas.action_space import Control, Convention, Gripper
+from schemas.action_space import ArmControl, Convention, Gripper
 from schemas.cards import CardSet, EmbodimentCard, ModelCard, Pairing
 from schemas.messages import OwnEmbodiment, SafetyMode
 from schemas.topics import EMBODIMENTS
@@ -25,7 +25,7 @@ from tests.unit.test_api_inference import assert_problem
 
 #: What the test model would put out for robots that bring their own card: two joints and a gripper, 1 open.
 OUTPUTS = Convention(
-    control=Control.JOINT_POSITION, dims=3, gripper=Gripper(action_index=2, open_value=1, closed_value=0)
+    control=ArmControl.JOINT_POSITION, dims=3, gripper=Gripper(action_index=2, open_value=1, closed_value=0)
 )
 
 

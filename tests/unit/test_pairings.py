@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from gpu_consumers.conversions import conversion_for, conversions_of
-from schemas.action_space import Control, Convention, Gripper, Rotation, Space
+from schemas.action_space import ArmControl, Convention, Gripper, Rotation, Space
 from schemas.cards import ActionDim, ActionKind, ActionSpace, CardSet, EmbodimentCard, ModelCard, Pairing, StateDim
 from schemas.conversions import PolicyActions
 from schemas.messages import Outcome
@@ -17,7 +17,7 @@ from tests.unit.worker_case import Running
 
 #: OpenVLA's vector: translation, roll-pitch-yaw, gripper with 1 open.
 OUTPUTS = Convention(
-    control=Control.EE_DELTA,
+    control=ArmControl.EE_DELTA,
     rotation=Rotation.EULER_XYZ,
     dims=7,
     gripper=Gripper(action_index=6, open_value=1, closed_value=0),
@@ -35,7 +35,7 @@ def arm(**changes: object) -> EmbodimentCard:
         "actions": (*tool, grip),
         "workspace": None,
         "gripper": Gripper(action_index=6, open_value=-1, closed_value=1),
-        "space": Space(name="tool", control=Control.EE_DELTA, rotation=Rotation.AXIS_ANGLE),
+        "space": Space(name="tool", control=ArmControl.EE_DELTA, rotation=Rotation.AXIS_ANGLE),
         "alternatives": (
             ActionSpace(
                 source="made for tests",
@@ -43,7 +43,7 @@ def arm(**changes: object) -> EmbodimentCard:
                 control_rate_hz=50,
                 actions=(*joints, grip),
                 gripper=Gripper(action_index=6, open_value=-1, closed_value=1),
-                space=Space(name="joints", control=Control.JOINT_POSITION, state_index=tuple(range(6))),
+                space=Space(name="joints", control=ArmControl.JOINT_POSITION, state_index=tuple(range(6))),
             ),
         ),
     }
@@ -69,7 +69,7 @@ def test_a_pairing_says_which_space_is_commanded_and_how_outputs_become_it() -> 
 
 
 def test_another_action_space_brings_its_own_limits_rate_and_names() -> None:
-    outputs = Convention(control=Control.JOINT_DELTA, dims=7, gripper=OUTPUTS.gripper)
+    outputs = Convention(control=ArmControl.JOINT_DELTA, dims=7, gripper=OUTPUTS.gripper)
     card = policy(Pairing(outputs=outputs, space="joints"))
     commanded = card.commanded(arm())
     assert [dim.name for dim in commanded.actions[:6]] == [f"j{i}" for i in range(6)]
@@ -137,9 +137,9 @@ def test_a_worker_refuses_a_robot_type_that_its_deployment_does_not_serve() -> N
 def test_what_a_worker_publishes_is_what_the_arm_would_get() -> None:
     # The scripted policy says 0.5 for everything: open by this pairing, and the test arm opens at 0.
     polarity = Gripper(action_index=2, open_value=0.5, closed_value=0.0)
-    outputs = Convention(control=Control.JOINT_DELTA, dims=3, gripper=polarity)
+    outputs = Convention(control=ArmControl.JOINT_DELTA, dims=3, gripper=polarity)
     card = model(batch_sizes=(1, 2, 4), pairings={"test_arm": Pairing(outputs=outputs)})
-    robot = embodiment(space=Space(name="plane", control=Control.JOINT_DELTA))
+    robot = embodiment(space=Space(name="plane", control=ArmControl.JOINT_DELTA))
     running = Running(cards(card, embodiments=(robot,)))
     try:
         running.start()
@@ -157,7 +157,7 @@ async def test_the_gate_checks_and_names_the_action_space_that_the_deployment_co
     finger = ActionDim(name="grip", unit="1", kind=ActionKind.BINARY, low=0, high=1)
     speeds = [ActionDim(name=f"v{i}", unit="m/s", kind=ActionKind.VELOCITY, max_velocity=0.5) for i in range(2)]
     polarity = Gripper(action_index=2, open_value=0, closed_value=1)
-    space = Space(name="speed", control=Control.JOINT_VELOCITY)
+    space = Space(name="speed", control=ArmControl.JOINT_VELOCITY)
     other = ActionSpace(source="t", verified=True, actions=(*speeds, finger), gripper=polarity, space=space)
     card = model(pairings={"test_arm": Pairing(space="speed", control_rate_hz=25)})
     for speed, code in ((0.4, ""), (0.6, "unsafe_action")):
