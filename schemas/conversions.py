@@ -45,7 +45,12 @@ class Conversion:
         source, target = self.source, self.target
         if source is None or target is None:
             return RobotActions(chunk)
-        values = np.asarray(chunk, np.float64)
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, which no gate lets through
+            return RobotActions(self._converted(np.asarray(chunk, np.float64), source, target, state))
+
+    def _converted(
+        self, values: Array, source: Convention, target: Convention, state: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         result = np.empty((len(values), target.dims))
         arm = values[:, list(source.arm_indices)]
         if source.control is not None and source.control.is_joint:
@@ -56,7 +61,7 @@ class Conversion:
             assert source.gripper is not None
             assert target.gripper is not None
             result[:, there] = grip(values[:, here], source.gripper, target.gripper, is_switch=target.gripper_is_switch)
-        return RobotActions(result.astype(np.float32))
+        return result.astype(np.float32)
 
 
 def conversion(source: Convention, target: Convention, *, rate_hz: float | None) -> Conversion:

@@ -141,6 +141,11 @@ def test_nan_reaches_the_gate_as_nan_whatever_is_converted() -> None:
         assert np.isnan(convert(OPENVLA, target, chunk)).all()
 
 
+def test_what_overflows_reaches_the_gate_as_infinite() -> None:
+    tiny = seven(metres_per_unit=1e-30, radians_per_unit=1e-30)
+    assert not np.isfinite(convert(OPENVLA, tiny, [[3e38] * 6 + [1]])[0, :6]).any()
+
+
 @given(TURNS, FORMS, FORMS)
 def test_a_delta_keeps_its_motion_in_other_units_and_notations(
     turn: Oracle, source: Rotation, target: Rotation
