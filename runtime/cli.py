@@ -6,74 +6,17 @@ needs no torch never imports it.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, cast
 
 import click
 
-from runtime.errors import EXIT_CONFIG, VlastreamError
-
-#: The extra that a package's dependencies come with.
-_EXTRAS = {
-    "ingest_api": "api",
-    "stream_agents": "agents",
-    "gpu_consumers": "gpu",
-    "sinks": "sinks",
-    "benchmarks": "bench",
-}
-
-
-def _load(target: str) -> Callable[..., Any]:
-    """The function named `module:function`. A missing package becomes a sentence that names the extra."""
-    module, _, function = target.partition(":")
-    try:
-        return cast(Callable[..., Any], getattr(importlib.import_module(module), function))
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if (error.name or "").partition(".")[0] == package and package not in ("examples", "benchmarks"):
-            raise  # a module of ours that is missing is a fault of ours, not a package to install
-        raise click.ClickException(
-            f"{error.name} is not installed: install vlastream[{_EXTRAS.get(package, 'local')}], "
-            "or run `make setup` in the repository"
-        ) from error
-
-
-def _settings(role: str) -> Any:
-    from runtime.logs import configure_logging
-    from runtime.settings import load_settings
-
-    try:
-        settings = load_settings()
-    except VlastreamError as error:
-        click.echo(str(error), err=True)
-        sys.exit(EXIT_CONFIG)
-    configure_logging(
-        level=settings.log_level, log_format=settings.log_format, role=role, instance=settings.role_instance
-    )
-    return settings
-
-
-def _run_role(role: str, target: str) -> None:
-    sys.exit(_load(target)(_settings(role)))
-
-
-def _run_task(target: str, *args: Any, **kwargs: Any) -> Any:
-    """Run a one-shot task with settings; our own errors are told in one line."""
-    settings = _settings("cli")
-    try:
-        return _load(target)(settings, *args, **kwargs)
-    except VlastreamError as error:
-        raise click.ClickException(str(error)) from error
-
-
-class _InOrder(click.Group):
-    """Lists commands in the order in which they are declared, which is that of the flow."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+from runtime import cli_robots
+from runtime.cli_tasks import InOrder as _InOrder
+from runtime.cli_tasks import load as _load
+from runtime.cli_tasks import run_role as _run_role
+from runtime.cli_tasks import run_task as _run_task
 
 
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
@@ -239,29 +182,7 @@ def export_lerobot(
     )
 
 
-@main.group(cls=_InOrder)
-def robots() -> None:
-    """Robot types: which ones are known, and whether a card file holds."""
-
-
-@robots.command("list")
-def robots_list() -> None:
-    """Every robot type of the installation, and the models that drive it."""
-    _run_task("runtime.robot_commands:list_robots", say=click.echo)
-
-
-@robots.command("show")
-@click.argument("robot_type")
-def robots_show(robot_type: str) -> None:
-    """One robot type: where its limits come from, its state, and its action spaces."""
-    _run_task("runtime.robot_commands:show_robot", robot_type, say=click.echo)
-
-
-@robots.command("check")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-def robots_check(file: str) -> None:
-    """Say what is wrong with a card file, line by line, or which deployments it fits. Exit status 1 if it is wrong."""
-    sys.exit(_run_task("runtime.robot_commands:check_card", file, say=click.echo))
+main.add_command(cli_robots.robots)
 
 
 @main.group()
