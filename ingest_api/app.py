@@ -45,6 +45,9 @@ from ingest_api.middleware import Measured
 from ingest_api.reading import Reader
 from ingest_api.safety import SafetyRoute
 from ingest_api.search import QueryEmbedder
+from ingest_api.sessions import Sessions
+from ingest_api.stream.route import StreamRoute
+from ingest_api.stream.route import build_router as build_stream_router
 from runtime.consent import ConsentList
 from runtime.embodiments import RobotTypes
 from runtime.metrics import CONTENT_TYPE, Metrics
@@ -68,6 +71,7 @@ class Services:
     cards: CardSet
     robots: RobotTypes
     metrics: Metrics
+    sessions: Sessions
     gateway: Gateway
     keys: KeyRing
     workers: LiveWorkers
@@ -125,6 +129,8 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         counts=InferenceCounts(services.metrics, services.cards),
     )
     inference = InferenceRoute(settings=settings, keys=services.keys, exchange=exchange)
+    stream = StreamRoute(settings=settings, keys=services.keys, exchange=exchange, sessions=services.sessions)
+    router.include_router(build_stream_router(stream))
     router.add_api_route(
         "/v1/inference",
         inference.post,
@@ -195,7 +201,8 @@ def _operation(services: Services) -> APIRouter:
     async def index() -> dict[str, Any]:
         paths = {
             "docs": "/docs", "openapi": "/openapi.json", "inference": "/v1/inference", "models": "/v1/models",
-            "safety": "/v1/safety/evaluate", "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
+            "stream sessions": "/v1/stream/sessions", "safety": "/v1/safety/evaluate",
+            "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
             "stop and resume": "/v1/control", "episodes": "/v1/episodes", "feedback": "/v1/feedback",
             "search": "/v1/search/instructions", "analytics": "/v1/analytics/usage",
             "health": "/health", "metrics": "/metrics", "metrics of all roles": "/metrics/federate",

@@ -96,6 +96,10 @@ class Exchange:
         """A place, to be used in a `with` block. Raises Problem 429 or 503."""
         return self._admission.admit(key.customer_id, size_bytes)
 
+    def retry_after_s(self) -> float:
+        """When a place will be free, from the measured service rate."""
+        return self._admission.retry_after_s(1.0)
+
     def name(self, case: Case, *, model: str, robot_type: str) -> tuple[ModelCard, ...]:
         """Say what a case is about. The deployments of its model; empty `model`: the default one.
 

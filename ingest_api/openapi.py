@@ -185,6 +185,7 @@ DATA_SCHEMAS: dict[str, Any] = {
             "can_use_for_training": _FLAG,
         },
     },
+    "StreamSessions": _rows("sessions", "open WebSocket sessions of this process"),
     "Erasure": {
         "type": "object",
         "required": ["customer_id", "state", "kafka"],

@@ -26,6 +26,8 @@ from ingest_api.key_stores import PostgresKeys, ValkeyKeys
 from ingest_api.keys import KeyRing
 from ingest_api.reading import PostgresReader
 from ingest_api.search import KafkaQueryEmbedder
+from ingest_api.sessions import Sessions
+from ingest_api.websocket import AbortingProtocol
 from runtime.consent import ConsentList
 from runtime.database import connect
 from runtime.embodiments import RobotTypes
@@ -139,10 +141,12 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         metrics=metrics,
         weights_of=traffic.weights,
     )
+    sessions = Sessions(settings.stream_max_sessions, metrics)
     services = Services(
         cards=cards,
         robots=robots,
         metrics=metrics,
+        sessions=sessions,
         gateway=gateway,
         keys=keys,
         workers=workers,
@@ -162,7 +166,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     metrics.uptime.set_function(lambda: time.monotonic() - started)
     try:
         config = uvicorn_config(settings, create_app(settings, services))
-        await _serve(settings, lifecycle, config, abandon=gateway.abandon)
+        await _serve(settings, lifecycle, ApiServer(config, sessions), abandon=gateway.abandon)
     finally:
         connecting.cancel()
 
@@ -181,7 +185,10 @@ def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
         port=settings.port,
         loop="none",
         http="httptools",
-        ws="none",
+        ws=AbortingProtocol,
+        ws_max_size=settings.stream_max_frame_bytes,
+        # Pixels do not get smaller by it.
+        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -191,17 +198,31 @@ def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
     )
 
 
-class _Server(uvicorn.Server):
+class ApiServer(uvicorn.Server):
     """Signals are the lifecycle's: it stops intake first, and ends at once on the second one."""
+
+    def __init__(self, config: uvicorn.Config, sessions: Sessions) -> None:
+        super().__init__(config)
+        self._sessions = sessions
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No new connection, then WebSocket sessions get their answers; HTTP requests get theirs meanwhile."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            if not isinstance(connection, AbortingProtocol):
+                connection.shutdown()
+        await self._sessions.drain(self.config.timeout_graceful_shutdown or 0)
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
 
-async def _serve(
-    settings: Settings, lifecycle: Lifecycle, config: uvicorn.Config, *, abandon: Callable[[], None]
-) -> None:
+async def _serve(settings: Settings, lifecycle: Lifecycle, server: ApiServer, *, abandon: Callable[[], None]) -> None:
     """Serve until stopping; then no new connection, and waiting requests get their reply within the drain time.
 
     abandon: ends the wait of those that got none, so that they are answered too.
@@ -210,13 +231,12 @@ async def _serve(
         listener = socket.create_server(
             (settings.host, settings.port),
             family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=config.backlog,
+            backlog=server.config.backlog,
         )
     except OSError as error:
         raise Fatal(
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): set HOST and PORT"
         ) from error
-    server = _Server(config)
     loop = asyncio.get_running_loop()
 
     def wake() -> None:

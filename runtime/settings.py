@@ -83,6 +83,14 @@ class Settings(BaseSettings):
     #: Bytes of bodies that come in and of records that the log does not have yet, of one API process; the
     #: producer's queue is as large. At least four bodies of the largest size. Shared and refused as places are.
     inference_queue_max_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
+    #: WebSocket sessions of one API process.
+    stream_max_sessions: int = Field(default=512, ge=4)
+    #: Requests of one WebSocket session that may be unanswered.
+    stream_max_in_flight: int = Field(default=16, ge=1, le=256)
+    #: A WebSocket session that asks nothing and sends no JSON ping for so long is closed.
+    stream_idle_timeout_s: float = Field(default=300.0, gt=0)
+    #: One WebSocket frame; peers' protocols send pixels uncompressed.
+    stream_max_frame_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     #: Partition of the replies topic that an API process reads. Default: its instance number.
     api_reply_partition: int | None = Field(default=None, ge=0)
     key_cache_ttl_s: float = Field(default=5.0, ge=0)

@@ -21,6 +21,7 @@ from ingest_api.health import Dependency, Health
 from ingest_api.key_stores import KeyRecord
 from ingest_api.keys import KeyRing, hash_key
 from ingest_api.replies import Reply
+from ingest_api.sessions import Sessions
 from runtime.consent import ConsentList
 from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
@@ -244,13 +245,15 @@ class Api:
     embedder: ScriptedEmbedder = field(default_factory=ScriptedEmbedder)
     consents: ConsentList = field(default_factory=lambda: ConsentList("none", "partial"))
     robots: RobotTypes = field(default_factory=lambda: RobotTypes(cards()))
+    clock: ManualClock = field(default_factory=ManualClock)
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sessions = Sessions(self.settings.stream_max_sessions, self.metrics)
         self.publisher = self.broker.publisher()
         self.beat()
         self.keys = KeyRing(
-            cache=self.cache, table=self.table, ttl_s=5, stale_s=600, metrics=self.metrics, clock=ManualClock()
+            cache=self.cache, table=self.table, ttl_s=5, stale_s=600, metrics=self.metrics, clock=self.clock
         )
         health = Health(
             dependencies=self.dependencies,
@@ -264,6 +267,7 @@ class Api:
             cards=self.robots.cards,
             robots=self.robots,
             metrics=self.metrics,
+            sessions=self.sessions,
             gateway=self.gateway,
             keys=self.keys,
             workers=self.workers,
