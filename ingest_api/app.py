@@ -42,6 +42,8 @@ from ingest_api.history import History
 from ingest_api.inference import InferenceRoute
 from ingest_api.keys import KeyRing
 from ingest_api.middleware import Measured
+from ingest_api.peers.door import PeerServices
+from ingest_api.peers.routes import build_router as build_peers_router
 from ingest_api.reading import Reader
 from ingest_api.safety import SafetyRoute
 from ingest_api.search import QueryEmbedder
@@ -131,6 +133,15 @@ def _work(settings: Settings, services: Services) -> APIRouter:
     inference = InferenceRoute(settings=settings, keys=services.keys, exchange=exchange)
     stream = StreamRoute(settings=settings, keys=services.keys, exchange=exchange, sessions=services.sessions)
     router.include_router(build_stream_router(stream))
+    peers = PeerServices(
+        settings=settings,
+        cards=services.cards,
+        exchange=exchange,
+        keys=services.keys,
+        sessions=services.sessions,
+        publisher=services.publisher,
+    )
+    router.include_router(build_peers_router(peers))
     router.add_api_route(
         "/v1/inference",
         inference.post,

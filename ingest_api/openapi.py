@@ -186,6 +186,16 @@ DATA_SCHEMAS: dict[str, Any] = {
         },
     },
     "StreamSessions": _rows("sessions", "open WebSocket sessions of this process"),
+    "Act": {
+        "type": "object",
+        "required": ["__numpy__", "dtype", "shape"],
+        "properties": {"__numpy__": _TEXT, "dtype": _TEXT, "shape": {"type": "array", "items": _COUNT}},
+    },
+    "ActBody": {
+        "type": "object",
+        "description": "image (json-numpy), instruction, state and unnorm_key; or all of it as a text in `encoded`",
+    },
+    "Config": {"type": "object", "required": ["applied", "config"], "properties": {"config": {"type": "object"}}},
     "Erasure": {
         "type": "object",
         "required": ["customer_id", "state", "kafka"],

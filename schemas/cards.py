@@ -85,6 +85,19 @@ class Pairing(Card):
     unnorm_key: str = ""
 
 
+class ObservationKeys(Card):
+    """Where a foreign client's observation (openpi, vla-eval, OpenVLA) holds what this model wants.
+
+    Keys are written with `/` between levels, as openpi does. What is not said is found by name (docs/protocols.md).
+    """
+
+    #: Camera of the card -> key of its image.
+    cameras: dict[str, str] = Field(default_factory=dict)
+    #: Keys whose numbers, one after the other, are the state.
+    state: tuple[str, ...] = ()
+    instruction: str = ""
+
+
 class ModelCard(Card):
     """One deployment: which policy with which weights serves which robots under which model name."""
 
@@ -115,6 +128,7 @@ class ModelCard(Card):
     #: The model that a request without `model` gets.
     default: bool = False
     normalisation: Normalisation = Normalisation()
+    observation_keys: ObservationKeys = ObservationKeys()
     #: Read by the policy alone, validated there.
     policy_config: dict[str, Any] = Field(default_factory=dict)
     #: Set by the loader: the card's own file, that `weights` is relative to.

@@ -29,8 +29,16 @@ class Serving:
         self.http = f"http://127.0.0.1:{port}"
         self.task = task
 
-    def connect(self, path: str = "/v1/stream", key: str | None = KEY, **options: Any) -> connect:
-        headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+    def connect(
+        self,
+        path: str = "/v1/stream",
+        key: str | None = KEY,
+        additional: dict[str, str] | None = None,
+        **options: Any,
+    ) -> connect:
+        """additional: the headers in place of those with the key."""
+        bearer = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        headers = bearer if additional is None else additional
         return connect(self.url + path, additional_headers=headers, max_size=None, compression=None, **options)
 
     async def stop(self) -> None:
