@@ -13,6 +13,9 @@ UV := $(BIN)/uv --no-config
 # lerobot wants other versions than ours, so it has an environment of its own.
 LEROBOT_VENV := .venv-lerobot
 LEROBOT := lerobot==0.4.4
+# Clients of other protocols, unmodified, for the tests that they drive; one of them pins an older numpy.
+CLIENTS_VENV := .venv-clients
+CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
@@ -32,10 +35,15 @@ $(STAMP): requirements/all.txt pyproject.toml
 	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(CLIENTS_STAMP): requirements/clients.txt $(STAMP)
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(UV) pip sync --quiet --python $(CLIENTS_VENV)/bin/python --require-hashes requirements/clients.txt
+	@touch $@
+
 demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the embedded stack
 	@$(BIN)/vlastream demo $(ARGS)
 
-test: $(STAMP) ## Run all tests: unit, contract, integration, end to end
+test: $(STAMP) $(CLIENTS_STAMP) ## Run all tests: unit, contract, integration, end to end
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-export: $(STAMP) ## Load an exported dataset with lerobot itself (installs it, some 6 GB); DATASET=folder for yours
@@ -76,4 +84,4 @@ proto: $(STAMP) ## Generate the message classes from schemas/vla/v1/*.proto
 	@$(BIN)/python -m schemas.generate
 
 clean: ## Remove the environment and the embedded stack's data
-	@rm -rf $(VENV) $(LEROBOT_VENV) .vlastream
+	@rm -rf $(VENV) $(LEROBOT_VENV) $(CLIENTS_VENV) .vlastream
