@@ -293,6 +293,22 @@ def models() -> None:
     """Models, their deployments and how robots are dealt to them."""
 
 
+@models.command("list")
+def models_list() -> None:
+    """Show the deployments of the cards: model, policy, shape of an answer, robot types."""
+    _run_task("runtime.model_commands:list_models", say=click.echo)
+
+
+@models.command("check")
+@click.argument("card", metavar="CARD")
+def models_check(card: str) -> None:
+    """Load a deployment as a worker would, run a made-up observation, and time every batch size.
+
+    CARD is a deployment's name or a card's file. Exit status 1 with a sentence where it could not serve.
+    """
+    sys.exit(_run_task("gpu_consumers.model_check:check_model", card, say=click.echo))
+
+
 @models.command("traffic")
 @click.argument("model")
 @click.argument("shares", nargs=-1, metavar="[DEPLOYMENT=WEIGHT]...")

@@ -102,6 +102,10 @@ class Settings(BaseSettings):
     deployment: str = ""
     #: For the server of a policy that runs elsewhere, sent as `Authorization: Api-Key ...`.
     policy_api_key: SecretStr = SecretStr("")
+    #: Precision of the weights in place of the card's. Empty: as the card says.
+    model_dtype: Literal["", "float32", "float16", "bfloat16"] = ""
+    #: Take weights tensor by tensor to the device rather than whole files into memory first.
+    low_cpu_mem_usage: bool = True
     #: The GPU of a single worker, as CUDA numbers them. `gpu --all` gives each worker one of its own.
     gpu_device: int = Field(default=0, ge=0)
     #: Which GPUs there are for this process, as CUDA reads it. None: all of them.

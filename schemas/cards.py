@@ -59,15 +59,20 @@ class DType(StrEnum):
 
 
 class Normalisation(Card):
-    """Statistics between physical units and what the policy was trained on: `policy = (x - mean) / std`.
+    """Statistics between physical units and what the policy was trained on.
 
-    Shapes: state (state_dim,), actions (action_dim,). Empty tuples mean the identity.
+    Either `policy = (x - mean) / std`, or by quantiles `policy = 2 (x - q01) / (q99 - q01) - 1`. Shapes: state
+    (state_dim,), actions (action_dim,). Empty tuples: what the weights' folder holds, else the identity.
     """
 
     state_mean: tuple[float, ...] = ()
     state_std: tuple[float, ...] = ()
     action_mean: tuple[float, ...] = ()
     action_std: tuple[float, ...] = ()
+    state_q01: tuple[float, ...] = ()
+    state_q99: tuple[float, ...] = ()
+    action_q01: tuple[float, ...] = ()
+    action_q99: tuple[float, ...] = ()
 
 
 class Pairing(Card):
@@ -116,6 +121,8 @@ class ModelCard(Card):
     pairings: dict[RobotType, Pairing] = Field(default_factory=dict)
     #: Cameras that a request must bring, in the order that the policy wants them.
     cameras: tuple[str, ...] = Field(min_length=1)
+    #: Cameras that a request may bring as well, after those; the policy masks the absent ones.
+    optional_cameras: tuple[str, ...] = ()
     state_dim: int = Field(gt=0)
     action_dim: int = Field(gt=0)
     #: Steps in an action chunk.
@@ -138,6 +145,13 @@ class ModelCard(Card):
     def _batch_sizes_ascend(self) -> ModelCard:
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)) or self.batch_sizes[0] < 1:
             raise ValueError("batch_sizes must be positive, ascending and without repeats")
+        return self
+
+    @model_validator(mode="after")
+    def _cameras_are_named_once(self) -> ModelCard:
+        names = self.cameras + self.optional_cameras
+        if len(set(names)) != len(names):
+            raise ValueError("cameras and optional_cameras name a camera twice")
         return self
 
     @model_validator(mode="after")

@@ -246,9 +246,10 @@ def _images(request: InferenceRequest, deployment: ModelCard | None, sizes: list
         yield Fault(Code.TOO_LARGE, "images", "too_large", detail)
         return
     names = [image.camera for image in request.images]
-    wanted = deployment.cameras if deployment is not None else ()
+    needed = deployment.cameras if deployment is not None else ()
+    wanted = needed + (deployment.optional_cameras if deployment is not None else ())
     for camera in wanted:
-        if names.count(camera) != 1:
+        if names.count(camera) > 1 or (camera in needed and camera not in names):
             reason = "missing" if camera not in names else "repeated"
             yield Fault(Code.INVALID_IMAGE, f"images.{camera}", reason, f"send one image of camera {camera}")
     for image in request.images:

@@ -136,6 +136,14 @@ def test_a_robot_that_the_model_does_not_serve_is_refused() -> None:
     assert refused.code == Code.EMBODIMENT_MISMATCH
 
 
+def test_an_optional_camera_may_stay_away_or_come_once() -> None:
+    served = around(card_set=cards(model(optional_cameras=("wrist",))))
+    assert isinstance(judge(request(), "customer", served), Accepted)
+    assert isinstance(judge(request(images=[image(), image(camera="wrist")]), "customer", served), Accepted)
+    refused = refusal(request(images=[image(), image(camera="wrist"), image(camera="wrist")]), served)
+    assert [(fault.field, fault.reason) for fault in refused.faults] == [("images.wrist", "repeated")]
+
+
 def test_no_live_worker_is_refused_at_once_and_says_when_to_come_back() -> None:
     refused = refusal(request(), around(live=False))
     assert refused.code == Code.NO_WORKER
