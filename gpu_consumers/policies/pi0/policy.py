@@ -29,8 +29,6 @@ from gpu_consumers.policies.weights import WeightFiles, load_into, torch_dtype
 from runtime.errors import Fatal
 from schemas.cards import ModelCard
 
-log = logging.getLogger(__name__)
-
 
 class PI0PolicyConfig(BaseModel):
     """The card's `policy_config`."""
@@ -74,19 +72,20 @@ class PI0Policy:
         self._config = PI0PolicyConfig.model_validate(card.policy_config)
         files = WeightFiles(card, others=("config.json", "tokenizer.json"))
         architecture, layout = read_config(files)
+        _check_card(card, architecture)
+        self._state, self._action = _scalings(card, files, layout)
         self._dtype = torch_dtype(card, options)
         self.model = _load_model(architecture, files, self._dtype, device, options)
         self._tokenizer = Tokenizer.from_file(str(files.folder / "tokenizer.json"))
-        self._as_written = (self._config.text or ("lower" if layout is Layout.TRANSFORMERS else "")) != "lower"
-        stretch = (self._config.images or ("stretch" if layout is Layout.TRANSFORMERS else "")) == "stretch"
-        self._square = stretched if stretch else padded
+        native = layout is Layout.TRANSFORMERS
+        self._in_lower_case = (self._config.text or ("lower" if native else "paligemma")) == "lower"
+        images = self._config.images or ("stretch" if native else "pad")
+        self._square = stretched if images == "stretch" else padded
         self._cameras = card.cameras + card.optional_cameras
         vision = self.model.config.vlm_config.vision_config
         self._side_px = int(vision.image_size)
         self._image_tokens = (self._side_px // int(vision.patch_size)) ** 2
         self._image_token_id = int(self.model.config.vlm_config.image_token_id)
-        self._check_card()
-        self._state, self._action = _scalings(card, files, layout)
         self._compiled = self._config.compile and device.startswith("cuda")
         if self._compiled:
             compile_parts(self.model)
@@ -139,28 +138,30 @@ class PI0Policy:
         return self._square(pixels, self._side_px)
 
     def _tokens(self, instruction: str, cameras: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._as_written:
-            text = instruction if instruction.endswith("\n") else f"{instruction}\n"
-        else:
+        if self._in_lower_case:
             text = instruction.lower()
+        else:
+            text = instruction if instruction.endswith("\n") else f"{instruction}\n"
         words = self._tokenizer.encode(text).ids[: self._config.max_text_tokens]
         used = [self._image_token_id] * (self._image_tokens * cameras) + words
         length = self._image_tokens * len(self._cameras) + self._config.max_text_tokens
         padding = [0] * (length - len(used))
         return torch.tensor(used + padding), torch.tensor([1] * len(used) + padding)
 
-    def _check_card(self) -> None:
-        config, card = self.model.config, self.card
-        wanted = (card.horizon <= config.chunk_size, card.action_dim <= config.max_action_dim)
-        if not all(wanted) or card.state_dim > config.max_state_dim:
-            raise Fatal(
-                f"deployment {card.deployment}: the card wants {card.horizon} steps of {card.action_dim} actions from "
-                f"{card.state_dim} states, the weights give {config.chunk_size} of {config.max_action_dim} from "
-                f"{config.max_state_dim}"
-            )
+
+def _check_card(card: ModelCard, config: Any) -> None:
+    wanted = (card.horizon <= config.chunk_size, card.action_dim <= config.max_action_dim)
+    if not all(wanted) or card.state_dim > config.max_state_dim:
+        raise Fatal(
+            f"deployment {card.deployment}: the card wants {card.horizon} steps of {card.action_dim} actions from "
+            f"{card.state_dim} states, the weights give {config.chunk_size} of {config.max_action_dim} from "
+            f"{config.max_state_dim}"
+        )
 
 
 def _load_model(architecture: Any, files: WeightFiles, dtype: torch.dtype, device: str, options: LoadOptions) -> Any:
+    # Its cache warns of a change in 5.18, a version that we do not run.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     # Parameters without memory of their own: the stored tensors take their places.
     with no_init_weights():
         model = PI0ForConditionalGeneration(architecture)
