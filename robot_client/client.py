@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count
 from types import TracebackType
@@ -131,6 +132,10 @@ class RobotClient:
     ) -> ActionChunk:
         """As AsyncRobotClient.infer; blocks for at most about ttl_ms."""
         return self._run(self._client.infer(observation, ttl_ms=ttl_ms, request_id=request_id))
+
+    def submit(self, observation: Observation, *, ttl_ms: int = DEFAULT_TTL_MS) -> Future[ActionChunk]:
+        """As `infer`, without waiting: what it returns or raises is the future's. Encoded by the background thread."""
+        return asyncio.run_coroutine_threadsafe(self._client.infer(observation, ttl_ms=ttl_ms), self._loop)
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -1,6 +1,8 @@
 """The hold rule: what a robot does while it has no fresh actions.
 
-Refused, late or unreachable: the robot finishes nothing of an older chunk beyond what it had begun. It holds:
+A robot holds from the first control step that no fresh chunk has an action for. A refusal that speaks of the scene, the
+robot or an operator's stop ends what was planned at once; where the service is late, has no room or cannot be reached,
+what is left of a chunk that is still in its time may be finished first (robot_client/schedule.py). It holds:
 
 - a delta dimension and a speed get 0: no motion is commanded;
 - an absolute dimension repeats the last executed value: the target stays where it is;
