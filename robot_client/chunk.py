@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,16 @@ class ActionChunk:
     replayed: bool = False
     expired: bool = False
 
+    def with_total_ms(self, total_ms: float) -> ActionChunk:
+        """The same, with how long the service took in all."""
+        return replace(self, timings_ms={**self.timings_ms, "total": total_ms})
 
-def chunk_from_outcome(outcome: Outcome, headers: Mapping[str, str]) -> ActionChunk:
-    """The chunk of an outcome. Raises Refused for a rejection, BadReply for neither or for a wrong shape."""
+
+def chunk_from_outcome(outcome: Outcome, headers: Mapping[str, str], *, recorded: bool = True) -> ActionChunk:
+    """The chunk of an outcome. Raises Refused for a rejection, BadReply for neither or for a wrong shape.
+
+    recorded: whether a rejection stands in the log, as on Kafka all do.
+    """
     request_id = outcome.request.request_id or headers.get(h.REQUEST_ID, "")
     kind = outcome.WhichOneof("kind")
     if kind == "rejection":
@@ -77,7 +84,7 @@ def chunk_from_outcome(outcome: Outcome, headers: Mapping[str, str]) -> ActionCh
             status=rejection.status,
             request_id=request_id,
             violations=violations,
-            recorded=True,
+            recorded=recorded,
             retry_after_s=rejection.retry_after_s,
         )
     if kind != "chunk":
@@ -136,7 +143,7 @@ def chunk_from_json(body: Mapping[str, Any]) -> ActionChunk:
             replayed=bool(body["replayed"]),
             expired=bool(body["expired"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadReply(f"the reply is not an action chunk: {type(error).__name__} {error}") from error
 
 

@@ -91,8 +91,33 @@ class AsyncRobotClient:
         raise AssertionError("unreachable: count() does not end")
 
 
+class LoopThread:
+    """An event loop in a thread of its own, for RobotClients that share a transport. Use as `with`, around theirs."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="robot-client", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
 class RobotClient:
-    """The same for a control loop without asyncio: one background thread runs the event loop. Use as `with`."""
+    """The same for a control loop without asyncio: a background thread runs the event loop. Use as `with`.
+
+    thread: one that runs already, to share a transport with other robots; None: one of its own.
+    """
 
     def __init__(
         self,
@@ -103,19 +128,21 @@ class RobotClient:
         model: str = "",
         options: InferenceOptions | None = None,
         retry: RetryRule | None = None,
+        thread: LoopThread | None = None,
     ) -> None:
         self._client = AsyncRobotClient(
             transport, robot_id=robot_id, robot_type=robot_type, model=model, options=options, retry=retry
         )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="robot-client", daemon=True)
+        self._shared = thread is not None
+        self._thread = thread or LoopThread()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        if not self._shared:
+            self._thread.__enter__()
         try:
-            self._run(self._client.__aenter__())
+            self._thread.submit(self._client.__aenter__()).result()
         except BaseException:
-            self._end_loop()
+            self._end_thread()
             raise
         return self
 
@@ -123,27 +150,23 @@ class RobotClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._run(self._client.__aexit__(kind, error, traceback))
+            self._thread.submit(self._client.__aexit__(kind, error, traceback)).result()
         finally:
-            self._end_loop()
+            self._end_thread()
 
     def infer(
         self, observation: Observation, *, ttl_ms: int = DEFAULT_TTL_MS, request_id: str | None = None
     ) -> ActionChunk:
         """As AsyncRobotClient.infer; blocks for at most about ttl_ms."""
-        return self._run(self._client.infer(observation, ttl_ms=ttl_ms, request_id=request_id))
+        return self._thread.submit(self._client.infer(observation, ttl_ms=ttl_ms, request_id=request_id)).result()
 
     def submit(self, observation: Observation, *, ttl_ms: int = DEFAULT_TTL_MS) -> Future[ActionChunk]:
         """As `infer`, without waiting: what it returns or raises is the future's. Encoded by the background thread."""
-        return asyncio.run_coroutine_threadsafe(self._client.infer(observation, ttl_ms=ttl_ms), self._loop)
+        return self._thread.submit(self._client.infer(observation, ttl_ms=ttl_ms))
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def _end_thread(self) -> None:
+        if not self._shared:
+            self._thread.__exit__(None, None, None)
 
 
 def _final(failure: AttemptFailed, request_id: str, attempts: int) -> RobotClientError:

@@ -15,7 +15,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+try:
+    from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+except ImportError as error:
+    raise ImportError("KafkaTransport needs confluent-kafka: pip install 'vlastream[client]'") from error
 from google.protobuf.message import DecodeError
 
 from robot_client.chunk import ActionChunk, BadReply, chunk_from_outcome

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-from typing import Any
 
-import httpx
+try:
+    import httpx
+except ImportError as error:
+    raise ImportError("RestTransport needs httpx: pip install 'vlastream[client]'") from error
 
 from robot_client.chunk import ActionChunk, BadReply, chunk_from_json, refusal_from_json
 from robot_client.errors import AttemptFailed, Refused
-from schemas.messages import ImageEncoding, InferenceRequest, SafetyMode
-
-#: Answers after which the same request may be sent again, unless they are its recorded outcome.
-RETRIED_STATUSES = frozenset({429, 502, 503})
-
-_ENCODINGS = {
-    ImageEncoding.IMAGE_ENCODING_JPEG: "jpeg",
-    ImageEncoding.IMAGE_ENCODING_PNG: "png",
-    ImageEncoding.IMAGE_ENCODING_RGB8: "rgb8",
-}
-_SAFETY_MODES = {
-    SafetyMode.SAFETY_MODE_REJECT: "reject",
-    SafetyMode.SAFETY_MODE_CLAMP: "clamp",
-    SafetyMode.SAFETY_MODE_MONITOR: "monitor",
-}
+from robot_client.request_json import request_json
+from robot_client.retry import refuse
+from schemas.messages import InferenceRequest
 
 
 class RestTransport:
@@ -75,45 +64,7 @@ def read_reply(reply: httpx.Response, request_id: str) -> ActionChunk:
             raise Refused(str(error), code="bad_reply", status=200, request_id=request_id) from error
     retry_after_s = _retry_after_s(reply)
     refusal = refusal_from_json(body, status=reply.status_code, request_id=request_id, retry_after_s=retry_after_s)
-    if reply.status_code in RETRIED_STATUSES and not refusal.recorded:
-        raise AttemptFailed(str(refusal), refusal=refusal, retry_after_s=retry_after_s)
-    raise refusal
-
-
-def request_json(request: InferenceRequest) -> dict[str, Any]:
-    """The body of POST /v1/inference; what is unset is left out."""
-    options: dict[str, Any] = {"ttl_ms": request.ttl_ms, "latest_only": request.options.latest_only}
-    if request.options.HasField("seed"):
-        options["seed"] = request.options.seed
-    if request.options.safety_mode in _SAFETY_MODES:
-        options["safety_mode"] = _SAFETY_MODES[request.options.safety_mode]
-    body: dict[str, Any] = {
-        "request_id": request.request_id,
-        "robot_id": request.robot_id,
-        "robot_type": request.robot_type,
-        "instruction": request.instruction,
-        "images": [
-            {
-                "camera": image.camera,
-                "encoding": _ENCODINGS[image.encoding],
-                "data": base64.b64encode(image.data).decode("ascii"),
-                **({"width": image.width, "height": image.height} if image.width else {}),
-            }
-            for image in request.images
-        ],
-        "state": list(request.state),
-        "step": request.step,
-        "captured_at_ms": request.captured_at_ms,
-        "options": options,
-    }
-    if request.model:
-        body["model"] = request.model
-    if request.episode_id:
-        body["episode_id"] = request.episode_id
-    if request.HasField("executed"):
-        values, dim = list(request.executed.values), request.executed.dim
-        body["executed"] = [values[i : i + dim] for i in range(0, len(values), dim)]
-    return body
+    raise refuse(refusal)
 
 
 def _retry_after_s(reply: httpx.Response) -> float | None:

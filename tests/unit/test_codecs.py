@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ingest_api.answers import chunk_document
 from ingest_api.request_body import InferenceBody, build_request, parse_body
 from robot_client.chunk import chunk_from_json, chunk_from_outcome
-from robot_client.rest import request_json
+from robot_client.request_json import request_json
 from schemas import headers as h
 from schemas.messages import (
     ActionChunk,
