@@ -18,7 +18,7 @@ from typing import Any
 try:
     from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 except ImportError as error:
-    raise ImportError("KafkaTransport needs confluent-kafka: pip install 'vlastream[client]'") from error
+    raise ImportError("KafkaTransport needs confluent-kafka: install vlastream with its extra `client`") from error
 from google.protobuf.message import DecodeError
 
 from robot_client.chunk import ActionChunk, BadReply, chunk_from_outcome

@@ -7,7 +7,7 @@ import asyncio
 try:
     import httpx
 except ImportError as error:
-    raise ImportError("RestTransport needs httpx: pip install 'vlastream[client]'") from error
+    raise ImportError("RestTransport needs httpx: install vlastream with its extra `client`") from error
 
 from robot_client.chunk import ActionChunk, BadReply, chunk_from_json, refusal_from_json
 from robot_client.errors import AttemptFailed, Refused

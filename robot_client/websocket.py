@@ -20,7 +20,7 @@ try:
     from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
     from websockets.typing import Subprotocol
 except ImportError as error:
-    raise ImportError("WebSocketTransport needs websockets: pip install 'vlastream[client]'") from error
+    raise ImportError("WebSocketTransport needs websockets: install vlastream with its extra `client`") from error
 
 from robot_client.chunk import ActionChunk, refusal_from_json
 from robot_client.errors import AttemptFailed, Refused

@@ -229,10 +229,36 @@ def test_attempts_and_pauses_never_go_beyond_the_deadline(
     assert pause_s is None or (0 <= pause_s < left_s and pause_s >= (retry_after_s or 0))
 
 
-def test_a_robot_needs_neither_torch_nor_the_services() -> None:
-    code = (
-        "import sys, robot_client, robot_client.kafka;"
-        "print([m for m in ('torch', 'runtime', 'fastapi', 'faust', 'pydantic_settings', 'PIL') if m in sys.modules])"
-    )
+def said_by(code: str) -> str:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    return found.stdout.strip()
+
+
+def test_a_robot_needs_neither_torch_nor_the_services() -> None:
+    unwanted = "('torch', 'runtime', 'fastapi', 'faust', 'pydantic_settings', 'PIL')"
+    modules = "robot_client.kafka, robot_client.rest, robot_client.websocket"
+    assert said_by(f"import sys, {modules}; print([m for m in {unwanted} if m in sys.modules])") == "[]"
+
+
+def test_a_robot_loads_the_library_of_its_own_transport_alone() -> None:
+    libraries = "('httpx', 'websockets', 'confluent_kafka')"
+    code = f"import sys, robot_client; robot_client.{{}}; print([m for m in {libraries} if m in sys.modules])"
+    assert said_by(code.format("ControlLoop")) == "[]"
+    assert said_by(code.format("RestTransport")) == "['httpx']"
+    assert said_by(code.format("WebSocketTransport")) == "['websockets']"
+    assert said_by(code.format("KafkaTransport")) == "['confluent_kafka']"
+
+
+@pytest.mark.parametrize(
+    ("transport", "library"),
+    [("RestTransport", "httpx"), ("WebSocketTransport", "websockets"), ("KafkaTransport", "confluent_kafka")],
+)
+def test_a_library_that_is_not_installed_is_named_with_the_extra_that_brings_it(transport: str, library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        f"try: from robot_client import {transport}\n"
+        "except ImportError as error: print(error)"
+    )
+    said = said_by(code)
+    assert said.startswith(f"{transport} needs {library.replace('_', '-')}")
+    assert "extra `client`" in said
