@@ -7,6 +7,7 @@ needs no torch never imports it.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import click
 
-from runtime.errors import EXIT_CONFIG, VlastreamError
+from runtime.errors import EXIT_CONFIG, EXIT_FATAL, VlastreamError
 
 #: The extra that a package's dependencies come with.
 _EXTRAS = {
@@ -57,7 +58,12 @@ def _settings(role: str) -> Any:
 
 
 def _run_role(role: str, target: str) -> None:
-    sys.exit(_load(target)(_settings(role)))
+    try:
+        sys.exit(_load(target)(_settings(role)))
+    except VlastreamError as error:
+        # Before it had anything to close; the supervisor starts it again.
+        logging.getLogger(__name__).critical("%s", error, extra={"action": "fail"})
+        sys.exit(EXIT_FATAL)
 
 
 def _run_task(target: str, *args: Any, **kwargs: Any) -> Any:
@@ -245,10 +251,16 @@ def topics() -> None:
 
 
 @topics.command("apply")
-def topics_apply() -> None:
+@click.option("--acls", is_flag=True, help="also give each role and fleet its permissions, and take away all others")
+def topics_apply(acls: bool) -> None:
     """Create the declared topics and correct their configuration."""
-    applied = _run_task("runtime.topic_admin:apply_topics")
+    applied, permissions = _run_task("runtime.topic_admin:apply_all", acls=acls)
     click.echo(f"{len(applied.created)} created, {len(applied.changed)} changed, {len(applied.unchanged)} as declared")
+    if permissions is not None:
+        click.echo(
+            f"permissions: {permissions.created} given, {permissions.deleted} taken away, "
+            f"{permissions.unchanged} as declared"
+        )
 
 
 @topics.command("list")
@@ -256,6 +268,59 @@ def topics_list() -> None:
     """Show the declared topics in the order of the flow."""
     for topic in _run_task("runtime.topic_admin:declared_topics"):
         click.echo(f"{topic.name:<44} {topic.partitions:>4}  {topic.cleanup_policy:<14} {topic.message}")
+
+
+@topics.command("access")
+def topics_access() -> None:
+    """Show which role may read and write which topic, as Markdown."""
+    click.echo(_load("schemas.access:access_table")(), nl=False)
+
+
+@topics.command("asyncapi")
+def topics_asyncapi() -> None:
+    """Show topics, messages and operations as an AsyncAPI 3 document."""
+    click.echo(_load("schemas.asyncapi:document_text")(), nl=False)
+
+
+@main.group(cls=_InOrder)
+def fleets() -> None:
+    """Fleets whose robots produce to Kafka themselves."""
+
+
+@fleets.command("add")
+@click.argument("name")
+@click.option("--bytes-per-s", type=float, default=20e6, show_default=True, help="that it may produce to each broker")
+@click.option("--request-percent", type=float, default=50.0, show_default=True, help="of one broker thread's time")
+@click.option("--by", help="who decides  [default: your login name]")
+def fleets_add(name: str, bytes_per_s: float, request_percent: float, by: str | None) -> None:
+    """Make its topics, user, permissions and quota, restart the gates, and print its password once.
+
+    Repeated, it finishes what is left to do and gives the fleet another password.
+    """
+    _run_task(
+        "runtime.fleets.commands:add_fleet",
+        name,
+        bytes_per_s=bytes_per_s,
+        request_percent=request_percent,
+        who=by,
+        say=click.echo,
+    )
+
+
+@fleets.command("list")
+def fleets_list() -> None:
+    """Show all fleets."""
+    for line in _run_task("runtime.fleets.commands:list_fleets"):
+        click.echo(line)
+
+
+@fleets.command("remove")
+@click.argument("name")
+@click.option("--delete-topics", is_flag=True, help="also delete its topics; the lake and Postgres keep what was kept")
+@click.option("--wait", "wait_s", type=float, default=60.0, show_default=True, help="seconds to let the gates finish")
+def fleets_remove(name: str, delete_topics: bool, wait_s: float) -> None:
+    """Shut it out first, then let the gates answer what it has sent, then forget it."""
+    _run_task("runtime.fleets.commands:remove_fleet", name, delete_topics=delete_topics, wait_s=wait_s, say=click.echo)
 
 
 @main.group()
@@ -459,9 +524,10 @@ def books(wait_s: float) -> None:
 
 @main.command()
 @click.option("--foreground", is_flag=True, help="stay attached and stop on Ctrl-C")
-def up(foreground: bool) -> None:
+@click.option("--secure", is_flag=True, help="TLS to every server, and a Kafka user for each role; for a new folder")
+def up(foreground: bool, secure: bool) -> None:
     """Start the embedded stack: Kafka, Postgres, Valkey, an S3 server and every role."""
-    sys.exit(_load("runtime.stack.commands:up")(foreground=foreground))
+    sys.exit(_load("runtime.stack.commands:up")(foreground=foreground, secure=secure))
 
 
 @main.command()

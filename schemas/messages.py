@@ -10,6 +10,7 @@ from schemas.vla.v1.data_pb2 import (
     EpisodeKind,
     Feedback,
     FeedbackKind,
+    Fleet,
 )
 from schemas.vla.v1.gate_pb2 import LastChunk, ReplyAddress, RequestRecord, TableValue
 from schemas.vla.v1.inference_pb2 import (
@@ -53,6 +54,7 @@ __all__ = [
     "EpisodeKind",
     "Feedback",
     "FeedbackKind",
+    "Fleet",
     "Image",
     "ImageEncoding",
     "InferenceRequest",

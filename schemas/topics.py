@@ -20,6 +20,7 @@ WORKERS = "vla.workers.v1"
 CONTROL = "vla.control.v1"
 CONSENT = "vla.consent.v1"
 TRAFFIC = "vla.traffic.v1"
+FLEETS = "vla.fleets.v1"
 EPISODES = "vla.episodes.v1"
 FEEDBACK = "vla.feedback.v1"
 EMBEDDINGS = "vla.embeddings.v1"
@@ -167,6 +168,7 @@ def declare(
             retention_ms=5 * _MINUTE_MS,
         )
         yield view(CONSENT, "customer_id", "Consent", keep_days=_CONTROL_HISTORY_DAYS)
+        yield view(FLEETS, "fleet", "Fleet")
         yield view(WORKERS, "worker_id", "WorkerHeartbeat", segment_minutes=5)
         yield view(CONTROL, "target", "Control", keep_days=_CONTROL_HISTORY_DAYS)
         yield view(TRAFFIC, "model", "Traffic", keep_days=_CONTROL_HISTORY_DAYS)

@@ -19,6 +19,7 @@ from sqlalchemy import exists, func, select
 from runtime.data_tables import erasures
 from runtime.database import connect
 from runtime.errors import Poison, Unavailable
+from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import Record, build_consumer, check_consumed, end_positions, record_of
 from runtime.lifecycle import Deadline
 from runtime.settings import Settings
@@ -213,7 +214,7 @@ class Audit:
     """Reads on from where it last looked: logs only grow, and files of the lake never change."""
 
     def __init__(self, settings: Settings) -> None:
-        self._fleet_of = {requests_topic(fleet): fleet for fleet in settings.fleets}
+        self._fleet_of = {requests_topic(fleet): fleet for fleet in with_registered_fleets(settings).fleets}
         self._window_ms = max(_IDENTITY_WINDOW_MS, int(settings.dedup_window_s * 1000))
         self._requests: dict[int, RequestCount] = {}
         self._outcomes = OutcomeCount()
