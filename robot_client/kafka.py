@@ -130,9 +130,7 @@ class KafkaTransport:
             try:
                 found = consumer.list_topics(self._replies, timeout=_left_s(end)).topics[self._replies]
                 if found.error is not None or not found.partitions:
-                    raise ConnectionError(
-                        f"topic {self._replies} does not exist: `vlastream fleets add` makes a fleet's"
-                    )
+                    raise ConnectionError(f"no topic {self._replies} for this user: was the fleet added?")
                 place = TopicPartition(self._replies, partition_of(self._key, len(found.partitions)))
                 _, place.offset = consumer.get_watermark_offsets(place, timeout=_left_s(end))
                 return place
