@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported without __all__
@@ -105,12 +106,15 @@ def _binding(grant: Grant) -> AclBinding:
 
 
 def _everything(principal: str | None = None) -> AclBindingFilter:
+    # None stands for any; the stub says otherwise.
+    anything: Any = None
+    chosen: Any = principal
     return AclBindingFilter(
         ResourceType.ANY,
-        None,
+        anything,
         ResourcePatternType.ANY,
-        principal,
-        None,
+        chosen,
+        anything,
         AclOperation.ANY,
         AclPermissionType.ANY,
     )

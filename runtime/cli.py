@@ -16,6 +16,7 @@ from typing import Any, cast
 import click
 
 from runtime.errors import EXIT_CONFIG, EXIT_FATAL, VlastreamError
+from runtime.fleets.cli import add_fleets
 
 #: The extra that a package's dependencies come with.
 _EXTRAS = {
@@ -282,45 +283,7 @@ def topics_asyncapi() -> None:
     click.echo(_load("schemas.asyncapi:document_text")(), nl=False)
 
 
-@main.group(cls=_InOrder)
-def fleets() -> None:
-    """Fleets whose robots produce to Kafka themselves."""
-
-
-@fleets.command("add")
-@click.argument("name")
-@click.option("--bytes-per-s", type=float, default=20e6, show_default=True, help="that it may produce to each broker")
-@click.option("--request-percent", type=float, default=50.0, show_default=True, help="of one broker thread's time")
-@click.option("--by", help="who decides  [default: your login name]")
-def fleets_add(name: str, bytes_per_s: float, request_percent: float, by: str | None) -> None:
-    """Make its topics, user, permissions and quota, restart the gates, and print its password once.
-
-    Repeated, it finishes what is left to do and gives the fleet another password.
-    """
-    _run_task(
-        "runtime.fleets.commands:add_fleet",
-        name,
-        bytes_per_s=bytes_per_s,
-        request_percent=request_percent,
-        who=by,
-        say=click.echo,
-    )
-
-
-@fleets.command("list")
-def fleets_list() -> None:
-    """Show all fleets."""
-    for line in _run_task("runtime.fleets.commands:list_fleets"):
-        click.echo(line)
-
-
-@fleets.command("remove")
-@click.argument("name")
-@click.option("--delete-topics", is_flag=True, help="also delete its topics; the lake and Postgres keep what was kept")
-@click.option("--wait", "wait_s", type=float, default=60.0, show_default=True, help="seconds to let the gates finish")
-def fleets_remove(name: str, delete_topics: bool, wait_s: float) -> None:
-    """Shut it out first, then let the gates answer what it has sent, then forget it."""
-    _run_task("runtime.fleets.commands:remove_fleet", name, delete_topics=delete_topics, wait_s=wait_s, say=click.echo)
+add_fleets(main, _run_task)
 
 
 @main.group()

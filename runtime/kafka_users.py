@@ -69,8 +69,11 @@ def set_quota(settings: Settings, user: str, quota: Quota | None) -> None:
 
     AlterClientQuotas (KIP-546) is in no Python client, so this sends the request by aiokafka's.
     """
-    values = (None, None) if quota is None else (quota.producer_bytes_per_s, quota.request_percent)
-    error = asyncio.run(_alter_quota(settings, user, dict(zip(("producer_byte_rate", "request_percentage"), values))))
+    values = {
+        "producer_byte_rate": quota.producer_bytes_per_s if quota is not None else None,
+        "request_percentage": quota.request_percent if quota is not None else None,
+    }
+    error = asyncio.run(_alter_quota(settings, user, values))
     if error:
         raise Fatal(f"Kafka does not let us set the quota of {user}: {error}")
 

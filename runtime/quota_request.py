@@ -11,7 +11,7 @@ from aiokafka.protocol.types import Array, Boolean, Float64, Int16, Int32, Schem
 _ENTITY = ("entity", Array(("entity_type", String("utf-8")), ("entity_name", String("utf-8"))))
 
 
-class AlterClientQuotasResponse_v0(Response):  # noqa: N801 - aiokafka's way to name versions
+class AlterClientQuotasResponse_v0(Response):  # type: ignore[misc] # noqa: N801 - named as aiokafka names versions
     API_KEY = 49
     API_VERSION = 0
     SCHEMA = Schema(
@@ -20,7 +20,7 @@ class AlterClientQuotasResponse_v0(Response):  # noqa: N801 - aiokafka's way to 
     )
 
 
-class AlterClientQuotasRequest_v0(RequestStruct):  # noqa: N801
+class AlterClientQuotasRequest_v0(RequestStruct):  # type: ignore[misc] # noqa: N801
     API_KEY = 49
     API_VERSION = 0
     RESPONSE_TYPE = AlterClientQuotasResponse_v0
@@ -39,7 +39,7 @@ class AlterClientQuotasRequest_v0(RequestStruct):  # noqa: N801
 Struct: TypeAlias = AlterClientQuotasRequest_v0
 
 
-class AlterClientQuotasRequest(Request[Struct]):
+class AlterClientQuotasRequest(Request[Struct]):  # type: ignore[misc]
     """values: quota's name -> its number; None takes it away."""
 
     API_KEY = 49

@@ -1,3 +1,13 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and the option that runs the stack's tests on a secure one."""
+
+from __future__ import annotations
+
+import pytest
 
 pytest_plugins = ["tests.embedded"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--secure-stack", action="store_true", help="TLS and users for the whole stack of tests/e2e (make test-secure)"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined] # re-exported without __all__
+from confluent_kafka.admin import AdminClient
 
 from runtime.acls import apply_acls, grant_all, revoke_all_of
 from runtime.control_commands import login_name

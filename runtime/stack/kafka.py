@@ -99,7 +99,7 @@ class Kafka(Component):
         from runtime.kafka import security_config
         from runtime.settings import Settings
 
-        return security_config(Settings(_env_file=None, **self._security.kafka_settings(ADMIN_USER)))
+        return security_config(Settings.model_validate(self._security.kafka_settings(ADMIN_USER)))
 
     def _write_properties(self, file: Path, log_dirs: Path) -> None:
         # They may hold a password.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -34,10 +35,9 @@ def roll(stack_file: Path, roles: Sequence[str], say: Callable[[str], None]) -> 
     for role in roles:
         for process in _processes(stack_file, role):
             say(f"restarting {role} ({process['metrics']})")
-            try:
+            # One that died by itself has a successor that reads the same.
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process["pid"], signal.SIGTERM)
-            except ProcessLookupError:
-                pass  # it died by itself, and its successor reads the same
             _wait_for_successor(stack_file, role, process)
 
 
