@@ -34,6 +34,8 @@ DEAD_LETTER_SUFFIX = ".dlq"
 #: Anchored, so that a pattern subscription never takes in a dead letter topic.
 ACCEPTED_PATTERN = r"^vla\.accepted\.[a-z0-9-]+\.v1$"
 
+FLEET_REQUESTS_PATTERN = r"^vla\.requests\.([a-z0-9-]+)\.v1$"
+
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
 #: For so long every stop, consent and change of traffic can be read, not only the last one of each key.
