@@ -21,7 +21,6 @@ from runtime.control import (
     robot_target,
 )
 from runtime.errors import Fatal, Unavailable
-from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
@@ -111,8 +110,8 @@ def _target(settings: Settings, kind: str, name: str, *, must_exist: bool, warn:
     customer, _, robot = name.partition("/")
     if kind == "robot" and not robot:
         raise Fatal("name the robot with its customer: `robot CUSTOMER/ROBOT`")
-    if not _is_uuid(customer) and customer not in with_registered_fleets(settings).fleets:
-        warn(f"note: {customer} is neither a fleet nor a customer id: does a robot of that customer exist?")
+    if customer not in settings.fleets and not _is_uuid(customer):
+        warn(f"note: {customer} is neither a fleet of FLEETS nor a customer id: does a robot of that customer exist?")
     return robot_target(customer, robot) if kind == "robot" else fleet_target(name)
 
 
