@@ -13,7 +13,7 @@ from runtime.acls import apply_acls, grant_all, revoke_all_of
 from runtime.control_commands import login_name
 from runtime.errors import Fatal
 from runtime.fleets.drain import backlog
-from runtime.fleets.registry import registered_fleets, with_registered_fleets
+from runtime.fleets.registry import registered_fleets
 from runtime.kafka import build_admin, build_producer
 from runtime.kafka_users import Quota, delete_user, new_password, set_password, set_quota
 from runtime.lifecycle import Deadline
@@ -35,36 +35,36 @@ _POLL_S = 0.5
 def add_fleet(
     settings: Settings, name: str, *, bytes_per_s: float, request_percent: float, who: str | None, say: Say
 ) -> None:
-    """Make a fleet, or repeat what is left to do of an earlier attempt; ends with its new password.
+    """Make a fleet, or all of it again after an attempt that was cut off; ends with its new password.
 
     The order is the promise that no message is lost: the fleet can produce only once every gate reads its topics.
     Raises Fatal.
     """
     _check_name(name)
-    now = with_registered_fleets(settings)
-    if name in settings.fleets:
-        say(f"{name} is listed in FLEETS: its topics and user are brought up to date")
-    fleets = tuple(dict.fromkeys((*now.fleets, name)))
-    created = apply_topics(now.model_copy(update={"fleets": fleets})).created
+    registered = registered_fleets(settings)
+    listed = name in settings.fleets and name not in registered
+    if listed and _runs_beside_stack(settings):
+        raise Fatal(f"{name} is the embedded stack's own fleet: its user stands in {settings.stack_file}")
+    fleets = tuple(dict.fromkeys((*settings.fleets, *sorted(registered), name)))
+    created = apply_topics(settings.model_copy(update={"fleets": fleets})).created
     say(f"topics: {len(created)} created")
-    if name not in now.fleets:
+    if not listed and name not in registered:
         _record(settings, name, Fleet(name=name, added_at_ms=round(time.time() * 1000), who=who or login_name()))
     secure = settings.kafka_security_protocol.startswith("SASL_")
     admin = build_admin(settings)
     if secure:
         # Restarted gates read the new topics at once; the fleet's own permissions come last.
         grant_all(admin, role_grants(fleets, [card.deployment for card in load_cards(settings.cards_dir).models]))
-    if name not in now.fleets:
+    if not listed:
         _restart(settings, fleets, say)
+    say(f"fleet {name}: requests to {requests_topic(name)}, replies from {replies_topic(name)}")
     if not secure:
         say("this Kafka has no users: whoever reaches it may produce as this fleet, and as any other")
-        say(f"fleet {name}: requests to {requests_topic(name)}, replies from {replies_topic(name)}")
         return
     user, password = fleet_user(name), new_password()
     set_quota(settings, user, Quota(bytes_per_s, request_percent))
     grant_all(admin, fleet_grants(name))
     set_password(admin, user, password)
-    say(f"fleet {name}: requests to {requests_topic(name)}, replies from {replies_topic(name)}")
     say(f"username {user}")
     say(f"password {password}  (shown this once)")
 
@@ -100,7 +100,7 @@ def remove_fleet(settings: Settings, name: str, *, delete_topics: bool, wait_s: 
         say(f"user {fleet_user(name)} and its permissions are gone")
     _drain(settings, name, wait_s, say)
     _record(settings, name, None)
-    left = with_registered_fleets(settings).fleets
+    left = tuple(fleet for fleet in dict.fromkeys((*settings.fleets, *sorted(registered))) if fleet != name)
     _restart(settings, left, say)
     if secure:
         apply_acls(settings, left)
@@ -125,15 +125,22 @@ def _record(settings: Settings, name: str, fleet: Fleet | None) -> None:
 
 
 def _restart(settings: Settings, fleets: Sequence[str], say: Say) -> None:
-    if settings.stack_file.exists():
-        # Of the extra `local`, which other installations do not have.
-        from runtime.stack.rolling import keep_fleets, roll, runs_beside
+    if _runs_beside_stack(settings):
+        from runtime.stack.rolling import keep_fleets, roll
 
-        if runs_beside(settings.stack_file):
-            keep_fleets(settings.stack_file, fleets)
-            roll(settings.stack_file, ROLES, say)
-            return
-    say(f"now restart these roles, one process after another: {', '.join(ROLES)}")
+        keep_fleets(settings.stack_file, fleets)
+        roll(settings.stack_file, ROLES, say)
+    else:
+        say(f"now restart these roles, one process after another: {', '.join(ROLES)}")
+
+
+def _runs_beside_stack(settings: Settings) -> bool:
+    if not settings.stack_file.exists():
+        return False
+    # Of the extra `local`, which other installations do not have.
+    from runtime.stack.rolling import runs_beside
+
+    return runs_beside(settings.stack_file)
 
 
 def _drain(settings: Settings, name: str, wait_s: float, say: Say) -> None:

@@ -64,13 +64,14 @@ class Kafka(Component):
                 format_file = self._layout.data("kafka-format.properties")
                 self._write_properties(format_file, folder)
                 cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-                # One word: an id may begin with a dash.
-                arguments = ["format", f"--cluster-id={cluster_id}", "--config", str(format_file)]
+                arguments = ["format"]
                 if self._security is not None:
                     # They must stand in the very first record: no user could log in to make the first one.
                     for user in self._security.users:
                         credentials = f"[name={user},password={self._security.password(user)}]"
                         arguments += ["--add-scram", f"{MECHANISM}={credentials}"]
+                # One word: an id may begin with a dash. Last, as what a failure shows of this is its end.
+                arguments += [f"--cluster-id={cluster_id}", "--config", str(format_file)]
                 self._java("kafka.tools.StorageTool", arguments, [*QUICK_START, "-Xmx128m"]).run(
                     log=self._layout.log("kafka")
                 )

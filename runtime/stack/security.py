@@ -66,12 +66,10 @@ def remember_mode(layout: Layout, *, secure: bool) -> bool:
     """
     file = layout.data("mode.json")
     known = read_json(file)
-    was_used = layout.data("kafka").exists()
-    if known is None and was_used:
-        known = {"secure": False}
-    if known is None:
+    if not layout.data("kafka").exists():
         write_json(file, {"secure": secure})
         return secure
-    if secure and not known["secure"]:
+    was_secure = known is not None and bool(known["secure"])
+    if secure and not was_secure:
         raise Fatal(f"the data in {layout.folder} were made without --secure: remove the folder, or start without it")
-    return bool(known["secure"])
+    return was_secure

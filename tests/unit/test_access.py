@@ -13,7 +13,7 @@ from runtime.kafka import client_config, security_config, ssl_context
 from runtime.settings import Settings
 from schemas.access import ROLES, Operation, Resource, access_table, all_grants, fleet_grants, fleet_user, is_ours
 from schemas.cards import valid_name
-from schemas.topics import declare
+from schemas.topics import FLEETS, declare
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True).filter(valid_name)
@@ -23,13 +23,21 @@ def test_the_page_shows_the_table_of_the_code() -> None:
     assert access_table() in PAGE.read_text(), "put the output of `vlastream topics access` into docs/security.md"
 
 
+def declared() -> set[str]:
+    topics = declare(fleets=["north"], deployments=["model-a"], partitions=1, accepted_partitions=1, reply_partitions=1)
+    return {topic.name for topic in topics}
+
+
+def test_every_topic_has_somebody_who_may_write_it_and_somebody_who_may_read_it() -> None:
+    grants = all_grants(["north"], ["model-a"])
+    written = {grant.name for grant in grants if grant.operation is Operation.WRITE}
+    read = {grant.name for grant in grants if grant.operation is Operation.READ}
+    assert declared() - written == {FLEETS}, "that one is the operator's; add others to schemas/access.py"
+    assert {topic for topic in declared() - read if not topic.endswith(".dlq")} == set()
+
+
 def test_every_grant_is_for_a_topic_that_is_declared() -> None:
-    topics = {
-        topic.name
-        for topic in declare(
-            fleets=["north"], deployments=["model-a"], partitions=1, accepted_partitions=1, reply_partitions=1
-        )
-    }
+    topics = declared()
     granted = {grant.name for grant in all_grants(["north"], ["model-a"]) if grant.resource is Resource.TOPIC}
     assert granted <= topics
     assert not any("<" in grant.name for grant in all_grants(["north"], ["model-a"]))
