@@ -17,6 +17,7 @@ import click
 
 from runtime.errors import EXIT_CONFIG, EXIT_FATAL, VlastreamError
 from runtime.fleets.cli import add_fleets
+from runtime.topic_cli import add_topics
 
 #: The extra that a package's dependencies come with.
 _EXTRAS = {
@@ -246,43 +247,7 @@ def export_lerobot(
     )
 
 
-@main.group()
-def topics() -> None:
-    """Kafka topics."""
-
-
-@topics.command("apply")
-@click.option("--acls", is_flag=True, help="also give each role and fleet its permissions, and take away all others")
-def topics_apply(acls: bool) -> None:
-    """Create the declared topics and correct their configuration."""
-    applied, permissions = _run_task("runtime.topic_admin:apply_all", acls=acls)
-    click.echo(f"{len(applied.created)} created, {len(applied.changed)} changed, {len(applied.unchanged)} as declared")
-    if permissions is not None:
-        click.echo(
-            f"permissions: {permissions.created} given, {permissions.deleted} taken away, "
-            f"{permissions.unchanged} as declared"
-        )
-
-
-@topics.command("list")
-def topics_list() -> None:
-    """Show the declared topics in the order of the flow."""
-    for topic in _run_task("runtime.topic_admin:declared_topics"):
-        click.echo(f"{topic.name:<44} {topic.partitions:>4}  {topic.cleanup_policy:<14} {topic.message}")
-
-
-@topics.command("access")
-def topics_access() -> None:
-    """Show which role may read and write which topic, as Markdown."""
-    click.echo(_load("schemas.access:access_table")(), nl=False)
-
-
-@topics.command("asyncapi")
-def topics_asyncapi() -> None:
-    """Show topics, messages and operations as an AsyncAPI 3 document."""
-    click.echo(_load("schemas.asyncapi:document_text")(), nl=False)
-
-
+add_topics(main, _run_task)
 add_fleets(main, _run_task)
 
 

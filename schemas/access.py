@@ -24,6 +24,7 @@ from schemas.topics import (
     REPLIES,
     REQUESTS,
     RESULTS,
+    TRAFFIC,
     WORKERS,
     dead_letter_topic,
     episodes_topic,
@@ -85,13 +86,24 @@ _SINK_READS = (OUTCOMES, FEEDBACK, EPISODES, _FLEET_EPISODES)
 ROLES = (
     RoleAccess(
         "api",
-        reads=(REPLIES, WORKERS, CONTROL, CONSENT),
+        reads=(REPLIES, WORKERS, CONTROL, CONSENT, TRAFFIC),
         # Its own replies: at start it proves the way there and back.
         writes=(REQUESTS, REPLIES, EPISODES, FEEDBACK, CONSENT, CONTROL, QUERIES),
     ),
     RoleAccess(
         "gate",
-        reads=(REQUESTS, _FLEET_REQUESTS, RESULTS, OUTCOMES, GATE_CHANGELOG, WORKERS, CONTROL, CONSENT, FLEETS),
+        reads=(
+            REQUESTS,
+            _FLEET_REQUESTS,
+            RESULTS,
+            OUTCOMES,
+            GATE_CHANGELOG,
+            WORKERS,
+            CONTROL,
+            CONSENT,
+            TRAFFIC,
+            FLEETS,
+        ),
         writes=(
             _ACCEPTED,
             RESULTS,
