@@ -86,7 +86,7 @@ _SINK_READS = (OUTCOMES, FEEDBACK, EPISODES, _FLEET_EPISODES)
 ROLES = (
     RoleAccess(
         "api",
-        reads=(REPLIES, WORKERS, CONTROL, CONSENT, TRAFFIC),
+        reads=(REPLIES, WORKERS, CONSENT, TRAFFIC),
         # Its own replies: at start it proves the way there and back.
         writes=(REQUESTS, REPLIES, EPISODES, FEEDBACK, CONSENT, CONTROL, QUERIES),
     ),
