@@ -19,7 +19,7 @@ CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test test-export soak check format up down ps bench lock proto clean
+.PHONY: help setup demo test test-secure test-export soak check format up down ps bench lock proto clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the
 
 test: $(STAMP) $(CLIENTS_STAMP) ## Run all tests: unit, contract, integration, end to end
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-secure: $(STAMP) ## Run the end-to-end tests on a stack with TLS everywhere and a user for each role
+	@$(BIN)/python -m pytest tests/e2e --secure-stack $(ARGS)
 
 test-export: $(STAMP) ## Load an exported dataset with lerobot itself (installs it, some 6 GB); DATASET=folder for yours
 	@test -x $(LEROBOT_VENV)/bin/python || $(PYTHON) -m venv $(LEROBOT_VENV)

@@ -38,6 +38,16 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = "us-east-1"
 
+    # --- how they are spoken to
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = "SCRAM-SHA-512"
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: SecretStr = SecretStr("")
+    #: PEM files of the authorities that signed the servers' certificates; empty: those of the system.
+    #: Postgres and Redis have theirs in the URL: ?sslmode=verify-full&sslrootcert=FILE and rediss://...?ssl_ca_certs=FILE.
+    kafka_ssl_ca_location: str = ""
+    s3_ca_bundle: str = ""
+
     environment: Literal["development", "production"] = "development"
 
     # --- this process
@@ -177,6 +187,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _sasl_has_a_user(self) -> Self:
+        with_sasl = self.kafka_security_protocol.startswith("SASL_")
+        if with_sasl and not (self.kafka_sasl_username and self.kafka_sasl_password.get_secret_value()):
+            raise ValueError("KAFKA_SECURITY_PROTOCOL wants KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+        return self
+
+    @model_validator(mode="after")
     def _room_for_the_largest_body(self) -> Self:
         least = 4 * self.max_body_bytes
         if self.inference_queue_max_bytes < least:
@@ -198,7 +215,7 @@ class _StackFileSource(PydanticBaseSettingsSource):
         try:
             stack = json.loads(path.read_text(encoding="utf-8"))
             found = {"database_url": stack["database"], "kafka_bootstrap_servers": stack["kafka"]}
-            found |= {"redis_url": stack["redis"], "fleets": stack["fleets"]}
+            found |= {"redis_url": stack["redis"], "fleets": stack["fleets"], **stack.get("security", {})}
             return found | {f"s3_{name}": value for name, value in stack["s3"].items()}
         except (OSError, ValueError, KeyError):
             return {}

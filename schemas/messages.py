@@ -10,6 +10,7 @@ from schemas.vla.v1.data_pb2 import (
     EpisodeKind,
     Feedback,
     FeedbackKind,
+    Fleet,
     OwnEmbodiment,
 )
 from schemas.vla.v1.gate_pb2 import LastChunk, ReplyAddress, RequestRecord, TableValue
@@ -54,6 +55,7 @@ __all__ = [
     "EpisodeKind",
     "Feedback",
     "FeedbackKind",
+    "Fleet",
     "Image",
     "ImageEncoding",
     "InferenceRequest",

@@ -13,6 +13,7 @@ from runtime.consent import ConsentList
 from runtime.control import StopList
 from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal
+from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Deadline, Lifecycle, exit_now
 from runtime.memory import collect_less_often
@@ -65,7 +66,9 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         CompactedView(build_view_consumer, TRAFFIC, traffic.update),
         CompactedView(build_view_consumer, EMBODIMENTS, robots.update),
     ]
-    origins = Origins(settings.fleets, settings.kafka_reply_partitions)
+    await asyncio.to_thread(wait_for_kafka, settings)
+    fleets = (await asyncio.to_thread(with_registered_fleets, settings)).fleets
+    origins = Origins(fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
     data_dir.mkdir(parents=True, exist_ok=True)
     log_reader = LogReader(partial(build_consumer, settings, f"{client_id}-log", group=None, **SINGLE_READS))
@@ -86,7 +89,6 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     )
     lifecycle.on_close("status", status.close)
 
-    await asyncio.to_thread(wait_for_kafka, settings)
     publisher = Publisher(build_producer(settings, client_id), metrics, lifecycle.fail)
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     for view in views:

@@ -29,12 +29,12 @@ BOOKS_WAIT_S = 60.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 if the books balance and the fleet does its task; 1, with the reason, otherwise."""
     named = vars(_parser().parse_args(arguments))
-    keep = named.pop("keep")
+    keep, secure = named.pop("keep"), named.pop("secure")
     console = Console()
     started_here = False
     try:
         card = read_card()
-        stack, started_here = ensure_up(STACK_FILE, console.print)
+        stack, started_here = ensure_up(STACK_FILE, console.print, secure=secure)
         problems = _run(Options(**named), stack, card, console)
     except (VlastreamError, ConnectionError, FileNotFoundError, ValueError) as error:
         problems = [f"the demo cannot go on: {error}"]
@@ -95,5 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--ttl-ms", type=int, default=2000, help="time to live of an observation (%(default)s)")
     add("--seed", type=int, default=2_000_000, help="of the worlds and of the robots' wrong clocks (%(default)s)")
     add("--kill", metavar="ROLE", help="kill -9 one process of this role after a third of the time")
+    add("--secure", action="store_true", help="if a stack is started: with TLS and users, as `vlastream up --secure`")
     add("--keep", action="store_true", help="leave the stack up")
     return parser

@@ -112,7 +112,13 @@ class FleetRun:
         direct = number > over_rest
         transport: Transport
         if direct:
-            transport = KafkaTransport(stack.kafka, fleet=FLEET, robot_id=name, frame_lifetime_ms=options.ttl_ms)
+            transport = KafkaTransport(
+                stack.kafka,
+                fleet=FLEET,
+                robot_id=name,
+                frame_lifetime_ms=options.ttl_ms,
+                security=stack.fleet_security(),
+            )
         else:
             guest = number > over_rest - options.guests
             customer = self._customers.guest if guest else self._customers.owner

@@ -392,3 +392,34 @@ class OwnEmbodiment(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OwnEmbodiment: _TypeAlias = OwnEmbodiment  # noqa: Y015
+
+@_typing.final
+class Fleet(_message.Message):
+    """Value of vla.fleets.v1 (compacted, keyed by the fleet's name): a fleet that produces to Kafka itself. A tombstone
+    takes it out again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDED_AT_MS_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """a-z, 0-9 and '-'; also its customer id"""
+    added_at_ms: _builtins.int
+    who: _builtins.str
+    """who added it"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        added_at_ms: _builtins.int = ...,
+        who: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_at_ms", b"added_at_ms", "name", b"name", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fleet: _TypeAlias = Fleet  # noqa: Y015
