@@ -1,4 +1,4 @@
-"""A fleet's robot, straight over Kafka: `python examples/fleet_robot.py PROPERTIES FLEET ROBOT_ID`.
+"""A fleet's robot, straight over Kafka: `python -m examples.fleet_robot PROPERTIES FLEET ROBOT_ID [TTL_MS]`.
 
 PROPERTIES holds librdkafka's own settings, one name=value a line: bootstrap.servers, and on a secure Kafka
 security.protocol, sasl.mechanism, sasl.username, sasl.password and ssl.ca.location (`vlastream fleets add` gives the
@@ -20,7 +20,6 @@ from robot_client.kafka import KafkaTransport
 EXECUTE = 4
 CONTROL_PERIOD_S = 0.1
 LONGEST_EPISODE_STEPS = 100
-TTL_MS = 2000
 
 
 def read_properties(path: Path) -> dict[str, str]:
@@ -30,13 +29,13 @@ def read_properties(path: Path) -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in pairs}
 
 
-def main(properties: str, fleet: str, robot_id: str) -> int:
+def main(properties: str, fleet: str, robot_id: str, ttl_ms: str = "2000") -> int:
     connection = read_properties(Path(properties))
     transport = KafkaTransport(
         connection.pop("bootstrap.servers"),
         fleet=fleet,
         robot_id=robot_id,
-        frame_lifetime_ms=TTL_MS,
+        frame_lifetime_ms=int(ttl_ms),
         security=connection,
     )
     world = TabletopWorld(seed=3_000_001)
@@ -51,7 +50,7 @@ def main(properties: str, fleet: str, robot_id: str) -> int:
                 images={"base": jpeg}, state=state, instruction=instruction, episode_id=episode_id, step=step
             )
             try:
-                chunk = robot.infer(seen, ttl_ms=TTL_MS)
+                chunk = robot.infer(seen, ttl_ms=int(ttl_ms))
             except (Refused, Late, Unreachable) as error:
                 # Nothing moves while nothing is commanded: this arm's actions are all deltas but the gripper's.
                 print(f"step {step}: holding, {error}")
@@ -68,4 +67,4 @@ def main(properties: str, fleet: str, robot_id: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main(*sys.argv[1:5]))
