@@ -105,9 +105,10 @@ class Scene:
         return found
 
     def command(self, *arguments: str, status: int = 0) -> str:
-        """One `vlastream` command to its end; what it printed."""
+        """One `vlastream` command to its end, as an operator types it beside the stack; what it printed."""
+        operator = {name: self.environment[name] for name in ("STACK_FILE", "CARDS_DIR")}
         ran = subprocess.run(
-            vlastream(*arguments), env=self.environment, capture_output=True, text=True, timeout=120, check=False
+            vlastream(*arguments), env=os.environ | operator, capture_output=True, text=True, timeout=120, check=False
         )
         assert ran.returncode == status, f"vlastream {' '.join(arguments)}: {ran.stdout[-2000:]} {ran.stderr[-2000:]}"
         return ran.stdout if status == 0 else ran.stderr
