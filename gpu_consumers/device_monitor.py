@@ -48,6 +48,12 @@ class DeviceMonitor:
         try:
             reading, xids = self._device.read(), self._device.critical_events()
         except NvmlError as error:
+            if error.unsupported:
+                log.warning(
+                    "%s tells nothing of itself: %s", self._labels[1], error, extra={"action": "device_monitor"}
+                )
+                self._device = self.latest = None
+                return
             fault = self._health.silence(error)
             log.warning("no reading of %s: %s", self._labels[1], error, extra={"action": "device_monitor"})
             self.latest = None
@@ -60,29 +66,35 @@ class DeviceMonitor:
             raise DeviceFault(f"{self._labels[1]} ({self._uuid}) leaves the group: {fault}")
 
     def fill(self, heartbeat: WorkerHeartbeat) -> None:
-        """Put the last reading into a heartbeat; its fields stay 0 without one."""
+        """Put the last reading into a heartbeat; its fields stay absent without one."""
         heartbeat.gpu_memory_per_inference_bytes = self._memory.per_inference_bytes
         reading = self.latest
         if reading is None:
             return
         heartbeat.gpu_uuid = self._uuid
-        heartbeat.gpu_utilization = reading.utilization_percent
         heartbeat.gpu_memory_used_bytes = reading.memory_used_bytes
         heartbeat.gpu_memory_total_bytes = reading.memory_total_bytes
-        heartbeat.gpu_temperature_celsius = reading.temperature_celsius
-        heartbeat.gpu_power_watts = reading.power_watts or 0.0
+        if reading.utilization_percent is not None:
+            heartbeat.gpu_utilization = reading.utilization_percent
+        if reading.temperature_celsius is not None:
+            heartbeat.gpu_temperature_celsius = reading.temperature_celsius
+        if reading.power_watts is not None:
+            heartbeat.gpu_power_watts = reading.power_watts
         heartbeat.gpu_throttle_reasons[:] = reading.throttle_reasons
 
     def _publish(self, reading: Reading) -> None:
         metrics, labels = self._metrics, self._labels
-        metrics.gpu_utilization.labels(*labels).set(reading.utilization_percent)
         metrics.gpu_memory_used.labels(*labels).set(reading.memory_used_bytes)
         metrics.gpu_memory_total.labels(*labels).set(reading.memory_total_bytes)
         used_percent = 100 * reading.memory_used_bytes / max(reading.memory_total_bytes, 1)
         metrics.gpu_memory_utilization.labels(*labels).set(used_percent)
-        metrics.gpu_temperature.labels(*labels).set(reading.temperature_celsius)
-        if reading.power_watts is not None:
-            metrics.gpu_power.labels(*labels).set(reading.power_watts)
+        for gauge, value in (
+            (metrics.gpu_utilization, reading.utilization_percent),
+            (metrics.gpu_temperature, reading.temperature_celsius),
+            (metrics.gpu_power, reading.power_watts),
+        ):
+            if value is not None:
+                gauge.labels(*labels).set(value)
         metrics.gpu_memory_per_inference.labels(*labels).set(self._memory.per_inference_bytes)
         for reason in {*self._throttled, *reading.throttle_reasons}:
             metrics.gpu_throttled.labels(*labels, reason).set(reason in reading.throttle_reasons)

@@ -28,10 +28,11 @@ _REASONS = {
 class Reading:
     """One look at a GPU. None: this device or driver does not tell."""
 
-    utilization_percent: float
     memory_used_bytes: int
     memory_total_bytes: int
-    temperature_celsius: float
+    #: A GPU that is cut into MIG instances does not tell.
+    utilization_percent: float | None = None
+    temperature_celsius: float | None = None
     power_watts: float | None = None
     #: Of what slows it down now; empty: nothing.
     throttle_reasons: tuple[str, ...] = ()
@@ -40,11 +41,15 @@ class Reading:
 
 
 class NvmlError(Exception):
-    """The library did not answer. `lost`: the device is gone until somebody resets it or the host."""
+    """The library did not answer.
 
-    def __init__(self, message: str, *, lost: bool = False) -> None:
+    lost: the device is gone until somebody resets it or the host. unsupported: this device or driver never tells.
+    """
+
+    def __init__(self, message: str, *, lost: bool = False, unsupported: bool = False) -> None:
         super().__init__(message)
         self.lost = lost
+        self.unsupported = unsupported
 
 
 class Library:
@@ -81,8 +86,10 @@ class Library:
         try:
             return function(*arguments)
         except self._nvml.NVMLError as error:
-            gone = (self._nvml.NVML_ERROR_GPU_IS_LOST, self._nvml.NVML_ERROR_RESET_REQUIRED)
-            raise NvmlError(str(error), lost=getattr(error, "value", None) in gone) from error
+            nvml, code = self._nvml, getattr(error, "value", None)
+            gone = (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED)
+            silent = (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_NO_PERMISSION)
+            raise NvmlError(str(error), lost=code in gone, unsupported=code in silent) from error
 
 
 class Device:
@@ -102,21 +109,21 @@ class Device:
         """Raises NvmlError where the device does not say how it is; what it never tells is None."""
         nvml = self._nvml
         memory = self._call(nvml.nvmlDeviceGetMemoryInfo, self._handle)
-        utilization = self._call(nvml.nvmlDeviceGetUtilizationRates, self._handle)
-        temperature = self._call(nvml.nvmlDeviceGetTemperature, self._handle, nvml.NVML_TEMPERATURE_GPU)
+        utilization = self._told(nvml.nvmlDeviceGetUtilizationRates)
+        temperature = self._told(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
         power_mw = self._told(nvml.nvmlDeviceGetPowerUsage)
         throttled = self._told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
         errors = self._told(
             nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
         )
         return Reading(
-            utilization_percent=float(utilization.gpu),
             memory_used_bytes=int(memory.used),
             memory_total_bytes=int(memory.total),
-            temperature_celsius=float(temperature),
+            utilization_percent=None if utilization is None else float(utilization.gpu),
+            temperature_celsius=None if temperature is None else float(temperature),
             power_watts=None if power_mw is None else power_mw / 1000,
-            throttle_reasons=throttle_reasons(throttled or 0),
-            uncorrected_errors=errors,
+            throttle_reasons=throttle_reasons(int(throttled or 0)),
+            uncorrected_errors=None if errors is None else int(errors),
         )
 
     def critical_events(self) -> list[int]:
@@ -138,12 +145,12 @@ class Device:
             return None  # a virtual machine, or a device that reports none
         return events
 
-    def _told(self, function: Callable[..., Any], *arguments: object) -> int | None:
-        """What the device says; None where it does not tell. Raises NvmlError where it is lost."""
+    def _told(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """What the device says; None where it never tells. Raises NvmlError where it fails."""
         try:
-            return int(self._call(function, self._handle, *arguments))
+            return self._call(function, self._handle, *arguments)
         except NvmlError as error:
-            if error.lost:
+            if not error.unsupported:
                 raise
             return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from prometheus_client import Gauge
@@ -83,13 +83,13 @@ def is_read(beat: WorkerHeartbeat) -> bool:
 def set_gauges(metrics: Metrics, cards: CardSet, workers: LiveWorkers) -> None:
     """Bring the gauges that come from heartbeats to now; a worker that is gone leaves none behind."""
     beats = workers.live()
-    of_a_gpu: dict[Gauge, Callable[[WorkerHeartbeat], float]] = {
-        metrics.gpu_utilization: lambda beat: beat.gpu_utilization,
+    of_a_gpu: dict[Gauge, Callable[[WorkerHeartbeat], float | None]] = {
+        metrics.gpu_utilization: lambda beat: _told(beat, "gpu_utilization"),
         metrics.gpu_memory_utilization: _memory_percent,
         metrics.gpu_memory_used: lambda beat: beat.gpu_memory_used_bytes,
         metrics.gpu_memory_total: lambda beat: beat.gpu_memory_total_bytes,
-        metrics.gpu_temperature: lambda beat: beat.gpu_temperature_celsius,
-        metrics.gpu_power: lambda beat: beat.gpu_power_watts,
+        metrics.gpu_temperature: lambda beat: _told(beat, "gpu_temperature_celsius"),
+        metrics.gpu_power: lambda beat: _told(beat, "gpu_power_watts"),
         metrics.gpu_memory_per_inference: lambda beat: beat.gpu_memory_per_inference_bytes,
     }
     for gauge in (*of_a_gpu, metrics.gpu_throttled):
@@ -97,7 +97,9 @@ def set_gauges(metrics: Metrics, cards: CardSet, workers: LiveWorkers) -> None:
     for beat in filter(is_read, beats):
         labels = (beat.worker_id, beat.device)
         for gauge, figure in of_a_gpu.items():
-            gauge.labels(*labels).set(figure(beat))
+            value = figure(beat)
+            if value is not None:
+                gauge.labels(*labels).set(value)
         for reason in beat.gpu_throttle_reasons:
             metrics.gpu_throttled.labels(*labels, reason).set(1)
     for card in cards.models:
@@ -115,16 +117,24 @@ def _gpu(beat: WorkerHeartbeat) -> dict[str, Any]:
         "device": beat.device,
         "uuid": beat.gpu_uuid or None,
         "name": beat.device_name,
-        "utilization_percent": beat.gpu_utilization if known else None,
+        "utilization_percent": _told(beat, "gpu_utilization"),
         "memory_used_bytes": beat.gpu_memory_used_bytes if known else None,
         "memory_total_bytes": beat.gpu_memory_total_bytes if known else None,
         "memory_utilization_percent": _memory_percent(beat) if known else None,
         "memory_per_inference_bytes": beat.gpu_memory_per_inference_bytes or None,
-        "temperature_celsius": beat.gpu_temperature_celsius if known else None,
-        "power_watts": beat.gpu_power_watts or None,
+        "temperature_celsius": _told(beat, "gpu_temperature_celsius"),
+        "power_watts": _told(beat, "gpu_power_watts"),
         "throttled_by": list(beat.gpu_throttle_reasons),
         "seen_at_ms": beat.sent_at_ms,
     }
+
+
+_Figure = Literal["gpu_utilization", "gpu_temperature_celsius", "gpu_power_watts"]
+
+
+def _told(beat: WorkerHeartbeat, name: _Figure) -> float | None:
+    """A figure that not every GPU tells."""
+    return float(getattr(beat, name)) if beat.HasField(name) else None
 
 
 def _memory_percent(beat: WorkerHeartbeat) -> float:

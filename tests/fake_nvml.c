@@ -61,6 +61,7 @@ int nvmlDeviceGetName(Handle handle, char *text, unsigned size) {
 
 int nvmlDeviceGetMemoryInfo(Handle handle, unsigned long long *total_free_used) {
     if (fault(handle)) return fault(handle);
+    if (get(of(handle), "memory_total", -1) < 0) return UNSUPPORTED;
     total_free_used[0] = (unsigned long long)get(of(handle), "memory_total", 1000);
     total_free_used[2] = (unsigned long long)get(of(handle), "memory_used", 0);
     total_free_used[1] = total_free_used[0] - total_free_used[2];
@@ -68,9 +69,10 @@ int nvmlDeviceGetMemoryInfo(Handle handle, unsigned long long *total_free_used) 
 }
 
 int nvmlDeviceGetUtilizationRates(Handle handle, unsigned *gpu_memory) {
-    gpu_memory[0] = (unsigned)get(of(handle), "utilization", 0);
-    gpu_memory[1] = 0;
-    return fault(handle);
+    long long value;
+    int code = figure(handle, "utilization", &value);
+    if (code == OK) gpu_memory[0] = (unsigned)value;
+    return code;
 }
 
 int nvmlDeviceGetTemperature(Handle handle, int sensor, unsigned *celsius) {

@@ -204,7 +204,17 @@ def test_what_a_device_does_not_tell_is_missing_and_no_fault(gpus: FakeGpus) -> 
     with watching(gpus) as watch:
         found = watch.look()
     assert found["fault"] == ""
-    assert (found["reading"]["power_watts"], found["reading"]["uncorrected_errors"]) == (None, None)
+    for figure in ("utilization_percent", "power_watts", "uncorrected_errors"):
+        assert found["reading"][figure] is None, "as a GPU that is cut into MIG instances"
+    assert "vla_gpu_utilization_percent{" not in found["metrics"]
+
+
+def test_a_device_that_tells_nothing_at_all_serves_without_being_watched(gpus: FakeGpus) -> None:
+    gpus.set(0, memory_total=-1)
+    with watching(gpus) as watch:
+        looks = [watch.look() for _ in range(SILENT_LOOKS + 1)]
+    assert [look["fault"] for look in looks] == [""] * (SILENT_LOOKS + 1)
+    assert looks[-1]["reading"] is None
 
 
 def test_a_device_that_is_lost_mid_run_leaves_at_once_and_a_passing_failure_does_not(gpus: FakeGpus) -> None:

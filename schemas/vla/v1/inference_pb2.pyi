@@ -828,7 +828,7 @@ class WorkerHeartbeat(_message.Message):
     sent_at_ms: _builtins.int
     completed_total: _builtins.int
     gpu_utilization: _builtins.float
-    """0..100; 0 without a GPU"""
+    """0..100; absent without a GPU, or where it does not tell"""
     gpu_memory_used_bytes: _builtins.int
     gpu_memory_total_bytes: _builtins.int
     gpu_temperature_celsius: _builtins.float
@@ -867,11 +867,11 @@ class WorkerHeartbeat(_message.Message):
         max_batch: _builtins.int = ...,
         sent_at_ms: _builtins.int = ...,
         completed_total: _builtins.int = ...,
-        gpu_utilization: _builtins.float = ...,
+        gpu_utilization: _builtins.float | None = ...,
         gpu_memory_used_bytes: _builtins.int = ...,
         gpu_memory_total_bytes: _builtins.int = ...,
-        gpu_temperature_celsius: _builtins.float = ...,
-        gpu_power_watts: _builtins.float = ...,
+        gpu_temperature_celsius: _builtins.float | None = ...,
+        gpu_power_watts: _builtins.float | None = ...,
         gpu_throttle_reasons: _abc.Iterable[_builtins.str] | None = ...,
         gpu_memory_per_inference_bytes: _builtins.int = ...,
         host: _builtins.str = ...,
@@ -881,11 +881,22 @@ class WorkerHeartbeat(_message.Message):
         latency_p50_s: _builtins.float = ...,
         latency_p95_s: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_power_watts", b"_gpu_power_watts", "_gpu_temperature_celsius", b"_gpu_temperature_celsius", "_gpu_utilization", b"_gpu_utilization", "gpu_power_watts", b"gpu_power_watts", "gpu_temperature_celsius", b"gpu_temperature_celsius", "gpu_utilization", b"gpu_utilization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "completed_total", b"completed_total", "cost_base_s", b"cost_base_s", "cost_per_item_s", b"cost_per_item_s", "deployment", b"deployment", "device", b"device", "device_name", b"device_name", "gpu_memory_per_inference_bytes", b"gpu_memory_per_inference_bytes", "gpu_memory_total_bytes", b"gpu_memory_total_bytes", "gpu_memory_used_bytes", b"gpu_memory_used_bytes", "gpu_power_watts", b"gpu_power_watts", "gpu_temperature_celsius", b"gpu_temperature_celsius", "gpu_throttle_reasons", b"gpu_throttle_reasons", "gpu_utilization", b"gpu_utilization", "gpu_uuid", b"gpu_uuid", "host", b"host", "in_flight", b"in_flight", "latency_p50_s", b"latency_p50_s", "latency_p95_s", b"latency_p95_s", "max_batch", b"max_batch", "model", b"model", "model_revision", b"model_revision", "queue_depth", b"queue_depth", "refused_total", b"refused_total", "sent_at_ms", b"sent_at_ms", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_power_watts", b"_gpu_power_watts", "_gpu_temperature_celsius", b"_gpu_temperature_celsius", "_gpu_utilization", b"_gpu_utilization", "batches", b"batches", "completed_total", b"completed_total", "cost_base_s", b"cost_base_s", "cost_per_item_s", b"cost_per_item_s", "deployment", b"deployment", "device", b"device", "device_name", b"device_name", "gpu_memory_per_inference_bytes", b"gpu_memory_per_inference_bytes", "gpu_memory_total_bytes", b"gpu_memory_total_bytes", "gpu_memory_used_bytes", b"gpu_memory_used_bytes", "gpu_power_watts", b"gpu_power_watts", "gpu_temperature_celsius", b"gpu_temperature_celsius", "gpu_throttle_reasons", b"gpu_throttle_reasons", "gpu_utilization", b"gpu_utilization", "gpu_uuid", b"gpu_uuid", "host", b"host", "in_flight", b"in_flight", "latency_p50_s", b"latency_p50_s", "latency_p95_s", b"latency_p95_s", "max_batch", b"max_batch", "model", b"model", "model_revision", b"model_revision", "queue_depth", b"queue_depth", "refused_total", b"refused_total", "sent_at_ms", b"sent_at_ms", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__gpu_power_watts: _TypeAlias = _typing.Literal["gpu_power_watts"]  # noqa: Y015
+    _WhichOneofArgType__gpu_power_watts: _TypeAlias = _typing.Literal["_gpu_power_watts", b"_gpu_power_watts"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_temperature_celsius: _TypeAlias = _typing.Literal["gpu_temperature_celsius"]  # noqa: Y015
+    _WhichOneofArgType__gpu_temperature_celsius: _TypeAlias = _typing.Literal["_gpu_temperature_celsius", b"_gpu_temperature_celsius"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_utilization: _TypeAlias = _typing.Literal["gpu_utilization"]  # noqa: Y015
+    _WhichOneofArgType__gpu_utilization: _TypeAlias = _typing.Literal["_gpu_utilization", b"_gpu_utilization"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_power_watts) -> _WhichOneofReturnType__gpu_power_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_temperature_celsius) -> _WhichOneofReturnType__gpu_temperature_celsius | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_utilization) -> _WhichOneofReturnType__gpu_utilization | None: ...
 
 Global___WorkerHeartbeat: _TypeAlias = WorkerHeartbeat  # noqa: Y015
 
