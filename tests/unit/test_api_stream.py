@@ -197,6 +197,7 @@ async def test_who_reads_nothing_asks_no_more_and_is_dropped(monkeypatch: pytest
         # Nothing was taken beyond what may be unanswered and what the network's own buffers hold.
         assert len(api.gateway.asked) < 100
         socket.transport.abort()
+        await closed_with(socket)
 
 
 async def test_ping_is_answered_with_its_nonce() -> None:
