@@ -71,7 +71,7 @@ def _run(options: Options, stack: Stack, card: CardFigures, console: Console) ->
     found = kept.wait_for_vectors(stack.database, customers, began)
     kept.show(console, customers, found)
     kept.export(console, stack, DATASET_FOLDER, console.print)
-    return [*summary.problems(fleet.logbook.episodes, card, books), *kept.problems(customers, found)]
+    return [*summary.problems(fleet.logbook, card, books), *kept.problems(customers, found)]
 
 
 def _books(stack: Stack, console: Console) -> Books | None:
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--robots", type=int, default=8, help="robots in the fleet (%(default)s)")
     add("--direct", type=int, default=2, help="how many of them produce to Kafka themselves (%(default)s)")
     add("--guests", type=int, default=2, help="how many of the others belong to who never consented (%(default)s)")
+    add("--robots-only", action="store_true", help="leave out the robots of foreign protocols")
     add("--seconds", type=float, default=60.0, help="no episode is begun after this (%(default)s)")
     add("--episodes", type=int, default=None, help="episodes of each robot (as many as there is time for)")
     add("--speed", type=float, default=1.0, help="times as fast as the robots' own 10 Hz (%(default)s)")
