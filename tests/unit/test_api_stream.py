@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 
+from ingest_api.admission import Admission
+from ingest_api.counting import InferenceCounts
+from ingest_api.exchange import Exchange
 from ingest_api.problems import Problem
 from ingest_api.replies import Reply
 from ingest_api.sessions import Sessions
 from ingest_api.stream import frames
+from ingest_api.stream.conversation import Conversation, Requests
 from ingest_api.stream.frames import UnreadableFrame
+from ingest_api.websocket import Gone, Socket
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.messages import Image, ImageEncoding, InferenceRequest, Outcome, Rejection, StreamAnswer, Violation
+from tests.cards import cards
 from tests.pictures import jpeg
 from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, acts, chunk_outcome, key_record
 from tests.unit.websocket_case import closed_with, heard, heard_bytes, infer, serving, until
@@ -181,23 +187,54 @@ async def test_no_more_requests_than_allowed_are_unanswered() -> None:
         await until(lambda: len(api.gateway.asked) == 3)
 
 
-async def test_who_reads_nothing_asks_no_more_and_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest_api.websocket.SEND_TIMEOUT_S", 0.2)
-    api = Api()
-    api.gateway.answer = lambda request: Reply("c", chunk_outcome(request, row_id="r" * 400_000).SerializeToString())
-    async with serving(api) as it:
-        # A client that keeps its receive buffer small and reads nothing of it.
-        socket = await it.connect(max_queue=1)
-        await heard(socket)
-        socket.transport.pause_reading()
-        with suppress(TimeoutError, OSError, ConnectionClosed):
-            for number in range(200):
-                await asyncio.wait_for(socket.send(message(step=number).SerializeToString()), 1)
-        await until(lambda: not api.sessions.of(CUSTOMER))
-        # Nothing was taken beyond what may be unanswered and what the network's own buffers hold.
-        assert len(api.gateway.asked) < 100
-        socket.transport.abort()
-        await closed_with(socket)
+class TakesNothing(Socket):
+    """A peer that asks without end and reads nothing after the welcome, until it is dropped."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.sent = 0
+        self.dropped = asyncio.Event()
+
+    async def receive(self, timeout_s: float | None = None) -> str | bytes:
+        await asyncio.sleep(0)
+        self.asked += 1
+        return message(step=self.asked).SerializeToString()
+
+    async def send(self, frame: str | bytes) -> None:
+        self.sent += 1
+        if self.sent > 1:
+            await self.dropped.wait()
+            raise Gone
+
+
+async def test_who_reads_nothing_is_not_read_from_and_is_dropped() -> None:
+    api, peer = Api(), TakesNothing()
+    exchange = Exchange(
+        settings=api.settings,
+        cards=cards(),
+        gateway=api.gateway,
+        admission=Admission(512, 16_000_000, api.metrics),
+        workers=api.workers,
+        counts=InferenceCounts(api.metrics, cards()),
+    )
+    with api.sessions.open("vlastream", CUSTOMER) as session:
+        conversation = Conversation(
+            socket=peer,
+            session=session,
+            requests=Requests(api.settings, exchange),
+            exchange=exchange,
+            authenticate=lambda: api.keys.authenticate(f"Bearer {KEY}"),
+            settings=api.settings,
+        )
+        running = asyncio.create_task(conversation.run())
+        await until(lambda: peer.asked >= api.settings.stream_max_in_flight + 16)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        # What may be unanswered goes to the log, the refusals beyond it wait, and then nothing is read any more.
+        assert len(api.gateway.asked) == api.settings.stream_max_in_flight
+        assert peer.asked < 80
+        peer.dropped.set()
+        await asyncio.wait_for(running, 20)
 
 
 async def test_ping_is_answered_with_its_nonce() -> None:
