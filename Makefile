@@ -13,10 +13,13 @@ UV := $(BIN)/uv --no-config
 # lerobot wants other versions than ours, so it has an environment of its own.
 LEROBOT_VENV := .venv-lerobot
 LEROBOT := lerobot==0.4.4
+# Clients of other protocols, unmodified, for the tests that they drive; one of them pins an older numpy.
+CLIENTS_VENV := .venv-clients
+CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test test-export soak check format up down ps bench lock proto clean
+.PHONY: help setup demo test test-secure test-export soak check format up down ps bench lock proto clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -32,11 +35,19 @@ $(STAMP): requirements/all.txt pyproject.toml
 	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(CLIENTS_STAMP): requirements/clients.txt $(STAMP)
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(UV) pip sync --quiet --python $(CLIENTS_VENV)/bin/python --require-hashes requirements/clients.txt
+	@touch $@
+
 demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the embedded stack
 	@$(BIN)/vlastream demo $(ARGS)
 
-test: $(STAMP) ## Run all tests: unit, contract, integration, end to end
+test: $(STAMP) $(CLIENTS_STAMP) ## Run all tests: unit, contract, integration, end to end
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-secure: $(STAMP) ## Run the end-to-end tests on a stack with TLS everywhere and a user for each role
+	@$(BIN)/python -m pytest tests/e2e --secure-stack $(ARGS)
 
 test-export: $(STAMP) ## Load an exported dataset with lerobot itself (installs it, some 6 GB); DATASET=folder for yours
 	@test -x $(LEROBOT_VENV)/bin/python || $(PYTHON) -m venv $(LEROBOT_VENV)
@@ -76,4 +87,4 @@ proto: $(STAMP) ## Generate the message classes from schemas/vla/v1/*.proto
 	@$(BIN)/python -m schemas.generate
 
 clean: ## Remove the environment and the embedded stack's data
-	@rm -rf $(VENV) $(LEROBOT_VENV) .vlastream
+	@rm -rf $(VENV) $(LEROBOT_VENV) $(CLIENTS_VENV) .vlastream

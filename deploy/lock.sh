@@ -16,3 +16,10 @@ for role in api agents gpu sinks client; do
     --output-file "requirements/${role}.txt" pyproject.toml requirements/build.in
 done
 rm requirements/.constraints
+
+# The clients of peers' protocols, in an environment of their own: other versions than ours, and not all that they drag in.
+echo "resolving the clients of other protocols"
+left_out=(imageio imageio-ffmpeg jsonargparse lazyregistry omegaconf rich markdown-it-py mdurl pygments tqdm psutil pydantic
+  pydantic-core typeshed-client docstring-parser annotated-types typing-inspection pyyaml)
+$uv pip compile "${common[@]}" $(printf -- '--no-emit-package %s ' "${left_out[@]}") \
+  --output-file requirements/clients.txt requirements/clients.in

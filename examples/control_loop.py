@@ -102,6 +102,7 @@ def play(transport: Transport, options: argparse.Namespace) -> list[Episode]:
     """One robot, some episodes, one after the other."""
     card = load_cards(CARDS).embodiment(ROBOT_TYPE)
     assert card is not None
+    assert card.control_rate_hz is not None
     pace = Pace(control_rate_hz=card.control_rate_hz, rate_hz=options.rate, ttl_ms=TTL_MS)
     rule = ScheduleRule(look_again_steps=options.look_again, blend=BLENDS[options.blend])
     arm = TabletopArm(options.seed, pace.ticks_per_step)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpu_consumers.jobs import Job
 from schemas import headers as h
 from schemas.cards import ModelCard
 from schemas.codes import status_of
+from schemas.conversions import RobotActions
 from schemas.ids import result_id
 from schemas.messages import ActionMatrix, Completion, InferenceResult, Rejection, Stage, Violation
 
@@ -16,9 +16,9 @@ EVENT_TYPE = "vla.completion.v1"
 
 
 def result_completion(
-    job: Job, chunk: NDArray[np.float32], *, deployment: str, revision: str, worker_id: str, batch_size: int
+    job: Job, chunk: RobotActions, *, deployment: str, revision: str, worker_id: str, batch_size: int
 ) -> Completion:
-    """A result. chunk: float32 (horizon, action_dim), physical units."""
+    """A result. chunk: (horizon, robot's dims), in the action space that the robot is commanded in."""
     horizon, dim = chunk.shape
     return Completion(
         row_id=job.envelope.row_id,

@@ -149,7 +149,7 @@ def observe(job: Job, card: ModelCard) -> Observation:
     images: dict[str, NDArray[np.uint8]] = {}
     sizes: list[tuple[int, int]] = []
     for image in request.images:
-        if image.camera in card.cameras:
+        if image.camera in card.cameras + card.optional_cameras:
             pixels = decode_image(image)
             images[image.camera] = pixels
             sizes.append((pixels.shape[1], pixels.shape[0]))

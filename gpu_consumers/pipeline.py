@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gpu_consumers.batching import BatchQueue
 from gpu_consumers.cost import CostModel
@@ -27,7 +27,7 @@ from runtime.processor import ConsumerPort, OnCommit, Processor
 from runtime.publisher import PublisherPort
 from runtime.rates import EventRate
 from runtime.settings import Settings
-from schemas.cards import ModelCard
+from schemas.cards import Conversion, ModelCard
 from schemas.messages import BatchCount, WorkerHeartbeat
 from schemas.topics import accepted_topic, worker_group
 
@@ -48,6 +48,7 @@ def group_of(card: ModelCard) -> str:
 class Worker:
     """The three stages around one policy.
 
+    conversions: robot type -> the way from the policy's outputs to that robot's action space.
     The processor keeps at most `worker_queue_max_size` records in flight, or four full batches if that is more: no
     queue between the stages holds more than these.
     """
@@ -57,6 +58,7 @@ class Worker:
         *,
         settings: Settings,
         policy: Policy,
+        conversions: Mapping[str, Conversion],
         publisher: PublisherPort,
         build_consumer: Callable[[OnCommit], ConsumerPort],
         metrics: Metrics,
@@ -84,6 +86,7 @@ class Worker:
         )
         self._publish = PublishStage(
             policy=policy,
+            conversions=conversions,
             watchdog=self._watchdog,
             publisher=publisher,
             metrics=metrics,

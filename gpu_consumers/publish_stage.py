@@ -7,11 +7,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gpu_consumers.completions import chunk_problem, completion_headers, rejected_completion, result_completion
+from gpu_consumers.conversions import conversion_for
 from gpu_consumers.jobs import Job
 from gpu_consumers.policies.contract import Policy, PolicyError
 from gpu_consumers.watchdog import Watchdog
@@ -22,6 +25,7 @@ from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.publisher import Delivered, PublisherPort
 from schemas.codes import Code
+from schemas.conversions import Conversion, PolicyActions
 from schemas.messages import Completion
 from schemas.topics import RESULTS
 
@@ -78,6 +82,7 @@ class PublishStage:
         self,
         *,
         policy: Policy,
+        conversions: Mapping[str, Conversion],
         watchdog: Watchdog,
         publisher: PublisherPort,
         metrics: Metrics,
@@ -88,6 +93,7 @@ class PublishStage:
     ) -> None:
         self._policy = policy
         self._card = policy.card
+        self._conversions = conversions
         self._watchdog = watchdog
         self._publisher = publisher
         self._metrics = metrics
@@ -181,9 +187,14 @@ class PublishStage:
                 log.error("%s", problem, extra={"action": "finish", "request_id": job.request.request_id})
                 self._publish(job, rejected_completion(job, Code.POLICY_FAILED, problem))
                 continue
+            conversion = conversion_for(job.request.robot_type, self._conversions)
+            if conversion is None:
+                detail = f"{self._card.deployment} does not serve {job.request.robot_type}"
+                self._publish(job, rejected_completion(job, Code.EMBODIMENT_MISMATCH, detail, field="robot_type"))
+                continue
             completion = result_completion(
                 job,
-                chunk,
+                conversion(PolicyActions(chunk), np.asarray(job.request.state, np.float32)),
                 deployment=self._card.deployment,
                 revision=self._policy.revision,
                 worker_id=self._worker_id,

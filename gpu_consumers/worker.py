@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from confluent_kafka import Consumer
 
+from gpu_consumers.conversions import conversions_of
 from gpu_consumers.devices import choose_device
 from gpu_consumers.pipeline import Worker, group_of
 from gpu_consumers.policies.contract import RemotePolicy
@@ -17,7 +18,7 @@ from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
 from schemas.card_files import load_cards
-from schemas.cards import CardSet, DType, ModelCard
+from schemas.cards import CardSet, ModelCard
 from schemas.topics import RESULTS, accepted_topic
 
 
@@ -33,9 +34,9 @@ def main(settings: Settings) -> int:
 
 
 def serve(settings: Settings, lifecycle: Lifecycle) -> None:
-    card = choose_deployment(load_cards(settings.cards_dir), settings.deployment)
-    if settings.model_dtype:
-        card = card.model_copy(update={"dtype": DType(settings.model_dtype)})
+    cards = load_cards(settings.cards_dir)
+    card = choose_deployment(cards, settings.deployment)
+    conversions = conversions_of(card, cards)
     metrics = Metrics()
     workers: list[Worker] = []
     status = StatusServer(
@@ -64,6 +65,7 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         Worker(
             settings=settings,
             policy=policy,
+            conversions=conversions,
             publisher=publisher,
             build_consumer=consumer,
             metrics=metrics,

@@ -28,6 +28,7 @@ from ingest_api import (
     openapi,
     own_keys,
     problems,
+    robots,
     search,
 )
 from ingest_api.admission import Admission
@@ -50,23 +51,29 @@ from ingest_api.keys import KeyRing
 from ingest_api.limits import Limits
 from ingest_api.middleware import Measured
 from ingest_api.own_keys import OwnKeys
+from ingest_api.peers.door import PeerServices
+from ingest_api.peers.routes import build_router as build_peers_router
 from ingest_api.reading import Reader
 from ingest_api.safety import SafetyRoute
 from ingest_api.search import QueryEmbedder
+from ingest_api.sessions import Sessions
+from ingest_api.stream.route import StreamRoute
+from ingest_api.stream.route import build_router as build_stream_router
 from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
+from runtime.embodiments import RobotTypes
 from runtime.metrics import CONTENT_TYPE, Metrics
 from runtime.publisher import PublisherPort
 from runtime.settings import Settings
 from runtime.traffic import TrafficTable
 from runtime.workers import LiveWorkers
-from schemas.cards import CardSet
+from schemas.cards import CardSet, EmbodimentCard
 from schemas.topics import Topic
 
 TITLE = "vlastream"
 _DESCRIPTION = "Actions for robots from vision-language-action models. Every error is a problem document (RFC 9457)."
 #: Of the routes that name the schema of theirs.
-_BODIES = (EpisodeBody, FeedbackBody, FeedbackFields, ConsentBody, *own_keys.BODIES, *customers.BODIES)
+_BODIES = (EpisodeBody, FeedbackBody, FeedbackFields, ConsentBody, EmbodimentCard, *own_keys.BODIES, *customers.BODIES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +81,9 @@ class Services:
     """What the routes stand on."""
 
     cards: CardSet
+    robots: RobotTypes
     metrics: Metrics
+    sessions: Sessions
     gateway: Gateway
     keys: KeyRing
     workers: LiveWorkers
@@ -155,6 +164,17 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         counts=InferenceCounts(services.metrics, services.cards),
     )
     inference = InferenceRoute(settings=settings, keys=services.keys, exchange=exchange)
+    stream = StreamRoute(settings=settings, keys=services.keys, exchange=exchange, sessions=services.sessions)
+    router.include_router(build_stream_router(stream))
+    peers = PeerServices(
+        settings=settings,
+        cards=services.cards,
+        exchange=exchange,
+        keys=services.keys,
+        sessions=services.sessions,
+        publisher=services.publisher,
+    )
+    router.include_router(build_peers_router(peers))
     router.add_api_route(
         "/v1/inference",
         inference.post,
@@ -168,7 +188,7 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         },
         openapi_extra=openapi.inference_body(),
     )
-    safety = SafetyRoute(settings=settings, cards=services.cards, keys=services.keys)
+    safety = SafetyRoute(settings=settings, robots=services.robots, keys=services.keys)
     router.add_api_route(
         "/v1/safety/evaluate",
         safety.post,
@@ -203,6 +223,8 @@ def _data(services: Services) -> APIRouter:
     """What customers say afterwards, and what they find out of what was kept."""
     router = APIRouter()
     keys, publisher, reader = services.keys, services.publisher, services.reader
+    robot_routes = robots.RobotRoutes(robots=services.robots, keys=keys, publisher=publisher)
+    router.include_router(robots.build_router(robot_routes))
     router.include_router(episodes.build_router(keys, publisher, reader))
     router.include_router(feedback.build_router(keys, publisher, reader))
     router.include_router(search.build_router(keys, reader, services.embedder))
@@ -234,7 +256,8 @@ def _operation(services: Services) -> APIRouter:
     async def index() -> dict[str, Any]:
         paths = {
             "docs": "/docs", "openapi": "/openapi.json", "inference": "/v1/inference", "models": "/v1/models",
-            "safety": "/v1/safety/evaluate", "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
+            "stream sessions": "/v1/stream/sessions", "safety": "/v1/safety/evaluate",
+            "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
             "stop and resume": "/v1/control", "episodes": "/v1/episodes", "feedback": "/v1/feedback",
             "search": "/v1/search/instructions", "keys": "/v1/keys", "usage": "/v1/usage", "audit": "/v1/audit",
              "analytics": "/v1/analytics/usage",

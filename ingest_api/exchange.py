@@ -103,6 +103,10 @@ class Exchange:
         case.allowance = Allowance()
         case.allowance = await self._limits.take(key)
 
+    async def allow_robot(self, key: KeyRecord, robot_id: str) -> None:
+        """Raises Problem 429 for one robot too many today."""
+        await self._limits.admit_robot(key, robot_id)
+
     def largest_bytes(self, key: KeyRecord) -> int:
         """How large a request of this customer may be."""
         own = key.limits.max_payload_bytes
@@ -111,6 +115,10 @@ class Exchange:
     def admit(self, key: KeyRecord, size_bytes: int) -> Slot:
         """A place, to be used in a `with` block. Raises Problem 429 or 503."""
         return self._admission.admit(key.customer_id, size_bytes)
+
+    def retry_after_s(self) -> float:
+        """When a place will be free, from the measured service rate."""
+        return self._admission.retry_after_s(1.0)
 
     def name(self, case: Case, *, model: str, robot_type: str) -> tuple[ModelCard, ...]:
         """Say what a case is about. The deployments of its model; empty `model`: the default one.
@@ -135,18 +143,20 @@ class Exchange:
             raise Problem(Code.NO_WORKER, detail, violations=[violation], retry_after_s=2.0)
         return cards
 
-    async def send(
+    def send(
         self, message: InferenceRequest, case: Case, key: KeyRecord, slot: Slot, traceparent: str = ""
     ) -> tuple[asyncio.Future[Reply], float]:
         """Hand a request to the log: its reply to come, and for how long it is waited for, in seconds.
 
-        Raises Problem 413 for what the broker would not take, 429 for a robot too many, Overloaded and Unavailable.
+        Raises Problem 413 for what the broker would not take, Overloaded and Unavailable.
         """
         if case.allowance is None:
             raise RuntimeError("a request is sent that no limit was asked about: call `allow` first")
-        await self._limits.admit_robot(key, message.robot_id)
         value, robot_id = message.SerializeToString(), message.robot_id.encode()
         check_record_size(value, robot_id)
+        if len(value) > (own := key.limits.max_payload_bytes or len(value)):
+            detail = f"the request makes a message of {len(value)} bytes: this customer may send {own}"
+            raise Problem(Code.TOO_LARGE, detail, violations=[fault("body", "max_payload_bytes", detail)])
         question = Question(
             value=value,
             robot_id=robot_id,

@@ -78,7 +78,8 @@ class InferenceRoute:
             first_camera=cards[0].cameras[0],
             default_ttl_ms=self._settings.default_ttl_ms,
         )
-        return await self._exchange.send(message, case, key, slot, request.headers.get("traceparent", ""))
+        await self._exchange.allow_robot(key, body.robot_id)
+        return self._exchange.send(message, case, key, slot, request.headers.get("traceparent", ""))
 
     async def _unless_client_leaves(self, future: asyncio.Future[Reply], request: Request) -> Reply | None:
         """The reply, or None once the client is gone. Raises as `Exchange.reply` does."""

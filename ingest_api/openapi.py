@@ -25,6 +25,9 @@ from schemas.scopes import Scope
 EXAMPLE_FILE = Path(__file__).resolve().parent.parent / "examples" / "inference_request.json"
 
 
+#: Of a route that does not say more.
+SECURED = secured(Scope.INFERENCE)
+
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "Problem document (RFC 9457).",
@@ -164,6 +167,13 @@ DATA_SCHEMAS: dict[str, Any] = {
     "InferencePage": _rows("inferences", "rows of inference_log, newest first", next=_MAYBE_TEXT),
     "Figures": _rows("rows", "one object each"),
     "ConsentHistory": _rows("changes", "rows of the table consent_audit"),
+    "RobotTypes": _rows("robots", "robot types: name, title, verified, action spaces, models that drive them"),
+    "RobotType": {
+        "type": "object",
+        "required": ["robot_type", "verified", "action_spaces", "models", "card"],
+        "properties": {"robot_type": _TEXT, "card": {"type": "object"}},
+    },
+    "Withdrawn": {"type": "object", "required": ["robot_type"], "properties": {"robot_type": _TEXT}},
     "Consent": {
         "type": "object",
         "required": ["customer_id", "tier", "version", "anonymization_level"],
@@ -179,6 +189,17 @@ DATA_SCHEMAS: dict[str, Any] = {
             "can_use_for_training": _FLAG,
         },
     },
+    "StreamSessions": _rows("sessions", "open WebSocket sessions of this process"),
+    "Act": {
+        "type": "object",
+        "required": ["__numpy__", "dtype", "shape"],
+        "properties": {"__numpy__": _TEXT, "dtype": _TEXT, "shape": {"type": "array", "items": _COUNT}},
+    },
+    "ActBody": {
+        "type": "object",
+        "description": "image (json-numpy), instruction, state and unnorm_key; or all of it as a text in `encoded`",
+    },
+    "Config": {"type": "object", "required": ["applied", "config"], "properties": {"config": {"type": "object"}}},
     "Erasure": {
         "type": "object",
         "required": ["customer_id", "state", "kafka"],
@@ -252,10 +273,11 @@ def inference_body() -> dict[str, Any]:
 
 
 def safety_body(cards: CardSet) -> dict[str, Any]:
-    """`openapi_extra` of POST /v1/safety/evaluate; the example holds the first embodiment's arm still."""
+    """`openapi_extra` of POST /v1/safety/evaluate; the example holds still the arm that the first model drives."""
     content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/SafetyBody"}}
-    if cards.embodiments:
-        content["example"] = _stillness(cards.embodiments[0])
+    served = [card for model in cards.models for name in model.embodiments if (card := cards.embodiment(name))]
+    if first := next(iter([*served, *cards.embodiments]), None):
+        content["example"] = _stillness(first)
     return {**secured(Scope.INFERENCE), "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
@@ -282,9 +304,10 @@ def control_body() -> dict[str, Any]:
 
 def _stillness(card: EmbodimentCard) -> dict[str, Any]:
     """One action within every range: zero where that is allowed, an open gripper."""
-    action = [min(max(0.0, dim.low), dim.high) for dim in card.actions]
+    action = [min(max(0.0, dim.range[0]), dim.range[1]) for dim in card.actions]
     if card.gripper is not None:
-        action[card.gripper.action_index] = card.gripper.open_value
+        for i in card.gripper.indices:
+            action[i] = card.gripper.open_value
     return {"robot_type": card.robot_type, "action": action, "mode": "reject"}
 
 
@@ -299,7 +322,8 @@ def components(bodies: Sequence[type[BaseModel]] = ()) -> dict[str, Any]:
     models: list[type[BaseModel]] = [InferenceBody, SafetyBody, ControlBody, *bodies]
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[model.__name__] = schema
+        for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+            if schemas.setdefault(name, part) != part:
+                raise ValueError(f"two schemas of the document are called {name}: rename one")
     scheme = {"type": "http", "scheme": "bearer", "description": "a key of `vlastream keys create`, or a token"}
     return {"schemas": schemas, "securitySchemes": {BEARER: scheme}}

@@ -62,11 +62,16 @@ class Problem(VlastreamError):
         self.members = dict(members or {})
 
     def response(self, request_id: str | None = None) -> Response:
-        """The document. Extension members beside those of RFC 9457: code, request_id, violations and `members`."""
+        """The document, with its status and Retry-After."""
         headers = dict(self.headers)
         if self.retry_after_s > 0:
             headers["retry-after"] = str(max(math.ceil(self.retry_after_s), 1))
-        document = {
+        content = orjson.dumps(self.document(request_id), option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+        return Response(content, status_code=self.status, headers=headers, media_type=MEDIA_TYPE)
+
+    def document(self, request_id: str | None = None) -> dict[str, Any]:
+        """Extension members beside those of RFC 9457: code, request_id, violations and `members`."""
+        return {
             "type": TYPE_PREFIX + self.code,
             "title": self.code.replace("_", " ").capitalize(),
             "status": self.status,
@@ -76,8 +81,6 @@ class Problem(VlastreamError):
             "violations": self.violations,
             **self.members,
         }
-        content = orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
-        return Response(content, status_code=self.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def new_request_id() -> str:

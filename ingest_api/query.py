@@ -6,8 +6,8 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import HTTPConnection
 
 from ingest_api.problems import Problem, fault
 from schemas.codes import Code
@@ -69,7 +69,7 @@ class Span(Parameters):
 ParametersT = TypeVar("ParametersT", bound=Parameters)
 
 
-def parse_query(request: Request, kind: type[ParametersT]) -> ParametersT:
+def parse_query(request: HTTPConnection, kind: type[ParametersT]) -> ParametersT:
     """Raises Problem 400 for an unknown, repeated or unusable parameter."""
     given: dict[str, str] = {}
     for name, value in request.query_params.multi_items():

@@ -108,12 +108,22 @@ def _body_too_large(limit_bytes: int) -> Problem:
 
 def parse_body(raw: bytes, kind: type[BodyT]) -> BodyT:
     """A validated body. NaN and infinities pass: judging values is the gate's. Raises Problem 400."""
+    return validated(parse_json(raw), kind)
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """The object that a text holds. Raises Problem 400."""
     try:
         content = orjson.loads(raw)
     except orjson.JSONDecodeError:
         content = _parse_leniently(raw)
     if not isinstance(content, dict):
         raise _malformed("the body is not a JSON object", [fault("body", "not_an_object", "send a JSON object")])
+    return content
+
+
+def validated(content: dict[str, Any], kind: type[BodyT]) -> BodyT:
+    """An object as what it is to be. Raises Problem 400."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:

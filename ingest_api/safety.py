@@ -15,9 +15,10 @@ from ingest_api.answers import mode_name
 from ingest_api.keys import KeyRing
 from ingest_api.problems import Problem, fault
 from ingest_api.request_body import SAFETY_MODES, Body, parse_body, read_body
+from runtime.embodiments import RobotTypes
 from runtime.settings import Settings
 from schemas.action_rules import Verdict, evaluate_chunk
-from schemas.cards import CardSet, EmbodimentCard
+from schemas.cards import EmbodimentCard
 from schemas.codes import Code
 from schemas.messages import SafetyMode
 
@@ -29,6 +30,7 @@ class SafetyBody(Body):
     """One of `actions` (horizon, dim) and `action` (dim), in the units of the embodiment card."""
 
     robot_type: str
+    space: str | None = Field(default=None, description="one of the robot's action spaces; default: its first")
     actions: list[list[float]] | None = Field(default=None, min_length=1, max_length=_MOST_STEPS)
     action: list[float] | None = None
     state: list[float] | None = Field(default=None, description="before the first action")
@@ -39,17 +41,17 @@ class SafetyBody(Body):
 
 
 class SafetyRoute:
-    def __init__(self, *, settings: Settings, cards: CardSet, keys: KeyRing) -> None:
+    def __init__(self, *, settings: Settings, robots: RobotTypes, keys: KeyRing) -> None:
         self._settings = settings
-        self._cards = cards
+        self._robots = robots
         self._keys = keys
 
     async def post(self, request: Request) -> Response:
         """200 with the report where the actions may be executed, 422 `unsafe_action` where not."""
-        await self._keys.of(request)
+        key = await self._keys.of(request)
         limit = min(self._settings.max_body_bytes, _LARGEST_BODY_BYTES)
         body = parse_body(await read_body(request, limit), SafetyBody)
-        card = self._card(body.robot_type)
+        card = _in_space(self._card(key.customer_id, body.robot_type), body.space or "")
         verdict = evaluate_chunk(
             _matrix(_rows(body), "actions"),
             card,
@@ -67,16 +69,25 @@ class SafetyRoute:
         content = {"robot_type": card.robot_type, "passed": True, "safety": report, "actions": verdict.actions}
         return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
-    def _card(self, robot_type: str) -> EmbodimentCard:
-        card = self._cards.embodiment(robot_type)
+    def _card(self, customer_id: str, robot_type: str) -> EmbodimentCard:
+        card = self._robots.find(customer_id, robot_type)
         if card is None:
-            known = sorted(c.robot_type for c in self._cards.embodiments)
+            known = sorted(c.robot_type for c in self._robots.cards.embodiments)
             near = difflib.get_close_matches(robot_type[:64].strip().lower(), known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(known[:20])}"
             detail = f"this robot type has no card; {hint}"
             violation = fault("robot_type", "unsupported_robot_type", detail)
             raise Problem(Code.INVALID_ROBOT_TYPE, detail, violations=[violation])
         return card
+
+
+def _in_space(card: EmbodimentCard, space: str) -> EmbodimentCard:
+    try:
+        return card.in_space(space)
+    except KeyError as error:
+        detail = f"{card.robot_type} is commanded in: {', '.join(card.space_names)}"
+        violation = fault("space", "unknown_space", detail)
+        raise Problem(Code.EMBODIMENT_MISMATCH, detail, violations=[violation]) from error
 
 
 def _rows(body: SafetyBody) -> list[list[float]]:

@@ -26,9 +26,12 @@ from ingest_api.http_protocol import protocol_with
 from ingest_api.key_stores import ValkeyKeys
 from ingest_api.reading import PostgresReader
 from ingest_api.search import KafkaQueryEmbedder
+from ingest_api.sessions import Sessions
 from ingest_api.tenancy import build_tenancy
+from ingest_api.websocket import AbortingProtocol
 from runtime.consent import ConsentList
 from runtime.database import connect
+from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal, Unavailable
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Lifecycle
@@ -40,7 +43,7 @@ from runtime.traffic import TrafficTable
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import CardError, load_cards
-from schemas.topics import CONSENT, REPLIES, REQUESTS, TRAFFIC, WORKERS
+from schemas.topics import CONSENT, EMBODIMENTS, REPLIES, REQUESTS, TRAFFIC, WORKERS
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +96,13 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     workers = LiveWorkers(settings.worker_timeout_s)
     consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
     traffic = TrafficTable()
+    robots = RobotTypes(cards)
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
     views = [
         CompactedView(build_view_consumer, WORKERS, workers.update),
         CompactedView(build_view_consumer, CONSENT, consents.update),
         CompactedView(build_view_consumer, TRAFFIC, traffic.update),
+        CompactedView(build_view_consumer, EMBODIMENTS, robots.update),
     ]
     gateway = KafkaGateway(
         publisher=publisher,
@@ -131,9 +136,12 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         metrics=metrics,
         weights_of=traffic.weights,
     )
+    sessions = Sessions(settings.stream_max_sessions, metrics)
     services = Services(
         cards=cards,
+        robots=robots,
         metrics=metrics,
+        sessions=sessions,
         gateway=gateway,
         keys=tenancy.keys,
         workers=workers,
@@ -158,7 +166,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     metrics.uptime.set_function(lambda: time.monotonic() - started)
     try:
         config = uvicorn_config(settings, create_app(settings, services))
-        await _serve(settings, lifecycle, config, abandon=gateway.abandon)
+        await _serve(settings, lifecycle, ApiServer(config, sessions), abandon=gateway.abandon)
     finally:
         connecting.cancel()
         await tenancy.upkeep.close()
@@ -178,7 +186,10 @@ def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
         port=settings.port,
         loop="none",
         http=protocol_with(settings.client_timeout_s),
-        ws="none",
+        ws=AbortingProtocol,
+        ws_max_size=settings.stream_max_frame_bytes,
+        # Pixels do not get smaller by it.
+        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -188,17 +199,31 @@ def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
     )
 
 
-class _Server(uvicorn.Server):
+class ApiServer(uvicorn.Server):
     """Signals are the lifecycle's: it stops intake first, and ends at once on the second one."""
+
+    def __init__(self, config: uvicorn.Config, sessions: Sessions) -> None:
+        super().__init__(config)
+        self._sessions = sessions
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No new connection, then WebSocket sessions get their answers; HTTP requests get theirs meanwhile."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            if not isinstance(connection, AbortingProtocol):
+                connection.shutdown()
+        await self._sessions.drain(self.config.timeout_graceful_shutdown or 0)
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
 
-async def _serve(
-    settings: Settings, lifecycle: Lifecycle, config: uvicorn.Config, *, abandon: Callable[[], None]
-) -> None:
+async def _serve(settings: Settings, lifecycle: Lifecycle, server: ApiServer, *, abandon: Callable[[], None]) -> None:
     """Serve until stopping; then no new connection, and waiting requests get their reply within the drain time.
 
     abandon: ends the wait of those that got none, so that they are answered too.
@@ -207,13 +232,12 @@ async def _serve(
         listener = socket.create_server(
             (settings.host, settings.port),
             family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=config.backlog,
+            backlog=server.config.backlog,
         )
     except OSError as error:
         raise Fatal(
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): set HOST and PORT"
         ) from error
-    server = _Server(config)
     loop = asyncio.get_running_loop()
 
     def wake() -> None:

@@ -52,6 +52,7 @@ class KafkaTransport:
         security: Mapping[str, Any] | None = None,
         open_timeout_s: float = 15.0,
     ) -> None:
+        self._fleet = fleet
         self._requests = requests_topic(fleet)
         self._replies = replies_topic(fleet)
         self._key = robot_id.encode()
@@ -106,7 +107,9 @@ class KafkaTransport:
 
     def _connect(self) -> None:
         end = time.monotonic() + self._open_timeout_s
-        self._consumer = Consumer({**self._connection, **consumer_config()})
+        # A group's name that a fleet's user may use, though none is joined.
+        group = {"group.id": f"fleet.{self._fleet}.robots"}
+        self._consumer = Consumer({**self._connection, **consumer_config(), **group})
         self._consumer.assign([self._reply_position(self._consumer, end)])
         self._producer = Producer(
             {
@@ -130,7 +133,7 @@ class KafkaTransport:
             try:
                 found = consumer.list_topics(self._replies, timeout=_left_s(end)).topics[self._replies]
                 if found.error is not None or not found.partitions:
-                    raise ConnectionError(f"topic {self._replies} does not exist: is the fleet listed in FLEETS?")
+                    raise ConnectionError(f"no topic {self._replies} for this user: was the fleet added?")
                 place = TopicPartition(self._replies, partition_of(self._key, len(found.partitions)))
                 _, place.offset = consumer.get_watermark_offsets(place, timeout=_left_s(end))
                 return place

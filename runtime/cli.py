@@ -12,11 +12,13 @@ from datetime import datetime
 
 import click
 
-from runtime import cli_tenancy
+from runtime import cli_robots, cli_tenancy
 from runtime.cli_tasks import InOrder as _InOrder
 from runtime.cli_tasks import load as _load
 from runtime.cli_tasks import run_role as _run_role
 from runtime.cli_tasks import run_task as _run_task
+from runtime.fleets.cli import add_fleets
+from runtime.topic_cli import add_topics
 
 
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
@@ -183,25 +185,9 @@ def export_lerobot(
 
 
 main.add_command(cli_tenancy.config)
-
-
-@main.group()
-def topics() -> None:
-    """Kafka topics."""
-
-
-@topics.command("apply")
-def topics_apply() -> None:
-    """Create the declared topics and correct their configuration."""
-    applied = _run_task("runtime.topic_admin:apply_topics")
-    click.echo(f"{len(applied.created)} created, {len(applied.changed)} changed, {len(applied.unchanged)} as declared")
-
-
-@topics.command("list")
-def topics_list() -> None:
-    """Show the declared topics in the order of the flow."""
-    for topic in _run_task("runtime.topic_admin:declared_topics"):
-        click.echo(f"{topic.name:<44} {topic.partitions:>4}  {topic.cleanup_policy:<14} {topic.message}")
+main.add_command(cli_robots.robots)
+add_topics(main, _run_task)
+add_fleets(main, _run_task)
 
 
 @main.group()
@@ -266,6 +252,22 @@ def stops(history: bool) -> None:
 @main.group(cls=_InOrder)
 def models() -> None:
     """Models, their deployments and how robots are dealt to them."""
+
+
+@models.command("list")
+def models_list() -> None:
+    """Show the deployments of the cards: model, policy, shape of an answer, robot types."""
+    _run_task("runtime.model_commands:list_models", say=click.echo)
+
+
+@models.command("check")
+@click.argument("card", metavar="CARD")
+def models_check(card: str) -> None:
+    """Load a deployment as a worker would, run a made-up observation, and time every batch size.
+
+    CARD is a deployment's name or a card's file. Exit status 1 with a sentence where it could not serve.
+    """
+    sys.exit(_run_task("gpu_consumers.model_check:check_model", card, say=click.echo))
 
 
 @models.command("traffic")
@@ -380,9 +382,10 @@ def books(wait_s: float) -> None:
 
 @main.command()
 @click.option("--foreground", is_flag=True, help="stay attached and stop on Ctrl-C")
-def up(foreground: bool) -> None:
+@click.option("--secure", is_flag=True, help="TLS to every server, and a Kafka user for each role; for a new folder")
+def up(foreground: bool, secure: bool) -> None:
     """Start the embedded stack: Kafka, Postgres, Valkey, an S3 server and every role."""
-    sys.exit(_load("runtime.stack.commands:up")(foreground=foreground))
+    sys.exit(_load("runtime.stack.commands:up")(foreground=foreground, secure=secure))
 
 
 @main.command()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, cast
 
 import click
 
-from runtime.errors import EXIT_CONFIG, VlastreamError
+from runtime.errors import EXIT_CONFIG, EXIT_FATAL, VlastreamError
 
 #: The extra that a package's dependencies come with.
 _EXTRAS = {
@@ -52,7 +53,12 @@ def _settings(role: str) -> Any:
 
 
 def run_role(role: str, target: str) -> None:
-    sys.exit(load(target)(_settings(role)))
+    try:
+        sys.exit(load(target)(_settings(role)))
+    except VlastreamError as error:
+        # Before it had anything to close; the supervisor starts it again.
+        logging.getLogger(__name__).critical("%s", error, extra={"action": "fail"})
+        sys.exit(EXIT_FATAL)
 
 
 def run_task(target: str, *args: Any, **kwargs: Any) -> Any:

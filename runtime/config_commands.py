@@ -18,13 +18,12 @@ Say = Callable[[str], None]
 #: Names that people bring from elsewhere, and what holds here instead.
 NOT_SETTINGS = {
     "SENTRY_DSN": "no error tracker is built in: errors are JSON lines on standard error and vla_* metrics",
-    "LOW_CPU_MEM_USAGE": "weights are safetensors, which are always mapped into memory piece by piece",
     "RATE_LIMIT_ENABLED": "it is named ENABLE_RATE_LIMITS here",
     "API_HOST": "it is named HOST here",
     "API_PORT": "it is named PORT here",
 }
-#: How alike a name must be to be taken for a misspelt one: one letter of ten, or two of fifteen.
-_ALIKE = 0.87
+#: How alike a name must be to be taken for a misspelt one: one letter of a dozen.
+_ALIKE = 0.92
 _WIDTH = 118
 _HEAD = """\
 # Settings of every role. Copy to .env and change what differs; the values below are the defaults.

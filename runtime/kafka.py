@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -60,7 +61,6 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": client_id,
-        "security.protocol": settings.kafka_security_protocol,
         # A broker that restarts is back within a second on the robot path, not after the default backoff of 10 s.
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
@@ -71,7 +71,31 @@ def client_config(settings: Settings, client_id: str) -> dict[str, Any]:
         "allow.auto.create.topics": False,
         # librdkafka writes a line to standard error at each failed connection; what fails is told by exceptions.
         "log_level": 2,
+        **security_config(settings),
     }
+
+
+def security_config(settings: Settings) -> dict[str, Any]:
+    """How librdkafka proves who it is and checks whom it talks to; empty where Kafka is in plain text."""
+    config: dict[str, Any] = {}
+    if settings.kafka_security_protocol != "PLAINTEXT":
+        config["security.protocol"] = settings.kafka_security_protocol
+    if settings.kafka_security_protocol.startswith("SASL_"):
+        config["sasl.mechanism"] = settings.kafka_sasl_mechanism
+        config["sasl.username"] = settings.kafka_sasl_username
+        config["sasl.password"] = settings.kafka_sasl_password.get_secret_value()
+    if settings.kafka_security_protocol.endswith("SSL"):
+        if settings.kafka_ssl_ca_location:
+            config["ssl.ca.location"] = settings.kafka_ssl_ca_location
+        config["ssl.endpoint.identification.algorithm"] = "https"
+    return config
+
+
+def ssl_context(settings: Settings) -> ssl.SSLContext | None:
+    """The same for clients that take Python's own: certificate and host name are checked. None without TLS."""
+    if not settings.kafka_security_protocol.endswith("SSL"):
+        return None
+    return ssl.create_default_context(cafile=settings.kafka_ssl_ca_location or None)
 
 
 def _watched(client_id: str) -> dict[str, Any]:
@@ -149,6 +173,8 @@ def check_consumed(message: Message) -> bool:
         return True
     if error.fatal():
         raise Fatal(f"Kafka consumer failed: {error.str()}")
+    if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        raise Fatal(f"{error.str()}: may this role's user read it? `vlastream topics apply --acls` grants it")
     return False
 
 
@@ -158,6 +184,10 @@ def partition_count(consumer: Consumer, topic: str, timeout_s: float = 5.0) -> i
         found = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
     except KafkaException as error:
         raise Unavailable(f"Kafka does not answer: {error.args[0].str()}") from error
+    if found.error is not None and found.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        raise Fatal(
+            f"this user may not see {topic}: `vlastream topics apply --acls` grants it to the roles that need it"
+        )
     if found.error is not None or not found.partitions:
         raise Fatal(f"topic {topic} does not exist: run `vlastream topics apply`")
     return len(found.partitions)
@@ -205,5 +235,7 @@ __all__ = [
     "end_positions",
     "partition_count",
     "record_of",
+    "security_config",
+    "ssl_context",
     "wait_for_kafka",
 ]

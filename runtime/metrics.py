@@ -104,6 +104,7 @@ class Metrics:
         self.refused_before_produce = counter(
             "vla_refused_before_produce_total", "Requests that never reached the log", "code"
         )
+        self.stream_sessions = gauge("vla_stream_sessions", "Open WebSocket sessions", "protocol")
         self.key_lookups = counter("vla_key_lookups_total", "API key lookups by what answered", "source")
 
         # --- customers, at the API and at the gate

@@ -32,8 +32,6 @@ class Settings(BaseSettings):
 
     # --- where the servers are
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
-    #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
-    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
     database_pool_size: int = Field(default=5, ge=1, le=200)
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
@@ -45,6 +43,17 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = "us-east-1"
+
+    # --- how they are spoken to
+    #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = "SCRAM-SHA-512"
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: SecretStr = SecretStr("")
+    #: PEM files of the authorities that signed the servers' certificates; empty: those of the system.
+    #: Postgres and Redis have theirs in the URL: ?sslmode=verify-full&sslrootcert=FILE and rediss://...?ssl_ca_certs=FILE.
+    kafka_ssl_ca_location: str = ""
+    s3_ca_bundle: str = ""
 
     # --- what kind of installation this is
     #: production refuses default secrets, DEBUG, a wildcard in ALLOWED_HOSTS and Kafka without TLS
@@ -117,6 +126,14 @@ class Settings(BaseSettings):
     #: Bytes of bodies that come in and of records that the log does not have yet, of one API process; the
     #: producer's queue is as large. At least four bodies of the largest size. Shared and refused as places are.
     inference_queue_max_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
+    #: WebSocket sessions of one API process.
+    stream_max_sessions: int = Field(default=512, ge=4)
+    #: Requests of one WebSocket session that may be unanswered.
+    stream_max_in_flight: int = Field(default=16, ge=1, le=256)
+    #: A WebSocket session that asks nothing and sends no JSON ping for so long is closed.
+    stream_idle_timeout_s: float = Field(default=300.0, gt=0)
+    #: One WebSocket frame; peers' protocols send pixels uncompressed.
+    stream_max_frame_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     #: Partition of the replies topic that an API process reads. Default: its instance number.
     api_reply_partition: int | None = Field(default=None, ge=0)
     #: A key that was revoked is refused after this time at the latest.
@@ -130,10 +147,12 @@ class Settings(BaseSettings):
     deployment: str = ""
     #: For the server of a policy that runs elsewhere, sent as `Authorization: Api-Key ...`.
     policy_api_key: SecretStr = SecretStr("")
+    #: Precision of the weights in place of the card's. Empty: as the card says.
+    model_dtype: Literal["", "float32", "float16", "bfloat16"] = ""
+    #: Take weights tensor by tensor to the device rather than whole files into memory first.
+    low_cpu_mem_usage: bool = True
     #: The GPU of a single worker, as CUDA numbers them. `gpu --all` gives each worker one of its own.
     gpu_device: int = Field(default=0, ge=0)
-    #: float32, bfloat16 or float16 instead of what the model card says. Empty: as the card says.
-    model_dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     #: Which GPUs there are for this process, as CUDA reads it. None: all of them.
     cuda_visible_devices: str | None = None
     #: End rather than serve a policy with weights on the CPU; `gpu --all` sets it for those that it gives a GPU.
@@ -204,6 +223,13 @@ class Settings(BaseSettings):
             raise ValueError("\n".join(faults))
         return self
 
+    @model_validator(mode="after")
+    def _sasl_has_a_user(self) -> Self:
+        with_sasl = self.kafka_security_protocol.startswith("SASL_")
+        if with_sasl and not (self.kafka_sasl_username and self.kafka_sasl_password.get_secret_value()):
+            raise ValueError("KAFKA_SECURITY_PROTOCOL wants KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+        return self
+
     @property
     def effective_log_level(self) -> LogLevel:
         return "DEBUG" if self.debug else self.log_level
@@ -223,7 +249,7 @@ class _StackFileSource(PydanticBaseSettingsSource):
         try:
             stack = json.loads(path.read_text(encoding="utf-8"))
             found = {"database_url": stack["database"], "kafka_bootstrap_servers": stack["kafka"]}
-            found |= {"redis_url": stack["redis"], "fleets": stack["fleets"]}
+            found |= {"redis_url": stack["redis"], "fleets": stack["fleets"], **stack.get("security", {})}
             return found | {f"s3_{name}": value for name, value in stack["s3"].items()}
         except (OSError, ValueError, KeyError):
             return {}

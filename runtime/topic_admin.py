@@ -15,7 +15,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported 
     ResourceType,
 )
 
+from runtime.acls import AppliedAcls, apply_acls
 from runtime.errors import Fatal
+from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import build_admin, wait_for_kafka
 from runtime.settings import Settings
 from schemas.card_files import load_cards
@@ -41,6 +43,14 @@ def declared_topics(settings: Settings) -> tuple[Topic, ...]:
         reply_partitions=settings.kafka_reply_partitions,
         retention_days=settings.kafka_retention_days,
     )
+
+
+def apply_all(settings: Settings, *, acls: bool) -> tuple[Applied, AppliedAcls | None]:
+    """Topics of everything that is declared and of every registered fleet; with `acls` who may use them too."""
+    wait_for_kafka(settings)
+    known = with_registered_fleets(settings)
+    applied = apply_topics(known)
+    return applied, apply_acls(settings, known.fleets) if acls else None
 
 
 def apply_topics(settings: Settings) -> Applied:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.action_space import ArmControl
 from schemas.cards import ActionKind, EmbodimentCard
 from schemas.messages import SafetyMode, SafetyReport, Violation
 
@@ -126,11 +127,14 @@ def clamp(chunk: Actions, card: EmbodimentCard, *, state: NDArray[np.float32] | 
     """The nearest chunk within range, velocity, workspace and gripper values; (horizon, dim) float32, finite."""
     clamped = chunk.astype(np.float64)
     for i, dim in enumerate(card.actions):
-        low, high = dim.low, dim.high
-        if dim.kind is ActionKind.DELTA and dim.max_velocity is not None:
+        low, high = dim.range
+        if dim.max_velocity is not None and dim.kind is ActionKind.VELOCITY:
+            low, high = max(low, -dim.max_velocity), min(high, dim.max_velocity)
+        elif dim.max_velocity is not None and dim.kind is ActionKind.DELTA and card.control_rate_hz is not None:
             step = dim.max_velocity / card.control_rate_hz
             low, high = max(low, -step), min(high, step)
         clamped[:, i] = np.clip(clamped[:, i], low, high)
+    _slow_down(clamped, card, state)
     workspace = card.workspace
     if workspace is not None and state is not None:
         for axis, (s, a) in enumerate(zip(workspace.state_index, workspace.action_index, strict=True)):
@@ -142,10 +146,32 @@ def clamp(chunk: Actions, card: EmbodimentCard, *, state: NDArray[np.float32] | 
                 position = target
     gripper = card.gripper
     if gripper is not None and gripper.tolerance is not None:
-        values = clamped[:, gripper.action_index]
-        nearer_open = np.abs(values - gripper.open_value) <= np.abs(values - gripper.closed_value)
-        clamped[:, gripper.action_index] = np.where(nearer_open, gripper.open_value, gripper.closed_value)
+        for i in gripper.indices:
+            nearer_open = np.abs(clamped[:, i] - gripper.open_value) <= np.abs(clamped[:, i] - gripper.closed_value)
+            clamped[:, i] = np.where(nearer_open, gripper.open_value, gripper.closed_value)
     return clamped.astype(np.float32)
+
+
+def _slow_down(chunk: NDArray[np.float64], card: EmbodimentCard, state: NDArray[np.float32] | None) -> None:
+    """Bring targets (horizon, dim) as near to what was asked for as the joints' speed allows; in place."""
+    if card.control_rate_hz is None:
+        return
+    starts = _starts(card, state)
+    for i, dim in enumerate(card.actions):
+        if dim.kind is ActionKind.ABSOLUTE and dim.max_velocity is not None:
+            # A little less than the limit, which float32 would round beyond it.
+            reach = 0.999 * dim.max_velocity / card.control_rate_hz
+            at = starts.get(i, chunk[0, i])
+            for step in range(len(chunk)):
+                at = chunk[step, i] = min(max(chunk[step, i], at - reach), at + reach)
+
+
+def _starts(card: EmbodimentCard, state: NDArray[np.floating] | None) -> dict[int, float]:
+    """Action dimension -> where its joint stands before the chunk, of joint targets whose state is known."""
+    space = card.space
+    if state is None or len(state) != len(card.state) or space.control is not ArmControl.JOINT_POSITION:
+        return {}
+    return {i: float(state[s]) for i, s in zip(card.arm_indices, space.state_index, strict=False)}
 
 
 def _examine(
@@ -170,6 +196,8 @@ def _examine(
     checks = {"dims": 1.0, "finite": 1.0}
     breaches: list[Breach] = []
     for name, check in _VALUE_CHECKS.items():
+        if name in _RATED and card.control_rate_hz is None:
+            continue  # what was not checked is not reported as passed
         finding = check(case)
         checks[name] = finding.score
         breaches.extend(finding.breaches)
@@ -177,9 +205,10 @@ def _examine(
 
 
 def _range(case: _Case) -> _Finding:
-    low = np.array([dim.low for dim in case.card.actions])
-    high = np.array([dim.high for dim in case.card.actions])
-    span = high - low
+    low, high = np.array([dim.range for dim in case.card.actions]).T
+    # A range that is open to one side has no span: its one limit gives the measure.
+    one_limit = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, 0.0))
+    span = np.where(np.isfinite(high - low), high - low, np.maximum(np.abs(one_limit), 1.0))
     outside = np.maximum(low - case.chunk, case.chunk - high)
     ratio = np.where(outside > RANGE_SLACK * span, 1.0 + outside / span, 1.0)
     return _worst(
@@ -197,7 +226,7 @@ def _jerk(case: _Case) -> _Finding:
     velocity = _velocities(case)
     if len(velocity) < 3:
         return _Finding()
-    jerk = np.diff(velocity, n=2, axis=0) * case.card.control_rate_hz**2
+    jerk = np.diff(velocity, n=2, axis=0) * (case.card.control_rate_hz or 0.0) ** 2
     return _limited(case, jerk, [dim.max_jerk for dim in case.card.actions], "too_jerky", "/s3")
 
 
@@ -241,10 +270,11 @@ def _gripper(case: _Case) -> _Finding:
     gripper = case.card.gripper
     if gripper is None or gripper.tolerance is None:
         return _Finding()
-    values = case.chunk[:, gripper.action_index]
+    columns = list(gripper.indices)
+    values = case.chunk[:, columns]
     off = np.minimum(np.abs(values - gripper.open_value), np.abs(values - gripper.closed_value))
     ratio = np.ones_like(case.chunk)
-    ratio[:, gripper.action_index] = off / gripper.tolerance
+    ratio[:, columns] = off / gripper.tolerance
     return _worst(
         case,
         ratio,
@@ -265,13 +295,22 @@ _VALUE_CHECKS: dict[str, Callable[[_Case], _Finding]] = {
 }
 
 
+#: Checks that need to know how long a step takes.
+_RATED = ("velocity", "jerk")
+
+
 def _velocities(case: _Case) -> NDArray[np.float64]:
     """Units per second of every moving dimension, one row a step; binary dimensions stay at zero."""
-    rate = case.card.control_rate_hz
+    rate = case.card.control_rate_hz or 0.0
     velocity = np.zeros_like(case.chunk)
     delta, absolute = case.columns(ActionKind.DELTA), case.columns(ActionKind.ABSOLUTE)
+    speed = case.columns(ActionKind.VELOCITY)
+    velocity[:, speed] = case.chunk[:, speed]
     velocity[:, delta] = case.chunk[:, delta] * rate
     velocity[1:, absolute] = np.diff(case.chunk[:, absolute], axis=0) * rate
+    # The way from where the joints stand to the first target counts too.
+    for i, start in _starts(case.card, case.state).items():
+        velocity[0, i] = (case.chunk[0, i] - start) * rate
     return velocity
 
 

@@ -11,116 +11,45 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from schemas.action_space import Card, Convention, Gripper, Space
+from schemas.conversions import CannotConvert, Conversion, conversion
+from schemas.embodiments import (
+    CUSTOM,
+    ActionDim,
+    ActionKind,
+    ActionSpace,
+    EmbodimentCard,
+    RobotType,
+    StateDim,
+    Workspace,
+)
+
+__all__ = [
+    "CUSTOM",
+    "ActionDim",
+    "ActionKind",
+    "ActionSpace",
+    "CannotConvert",
+    "CardSet",
+    "Conversion",
+    "DType",
+    "EmbodimentCard",
+    "Gripper",
+    "ModelCard",
+    "Normalisation",
+    "Pairing",
+    "RobotType",
+    "Space",
+    "StateDim",
+    "Workspace",
+    "valid_name",
+]
 
 #: Deployment, fleet and model names become parts of topic names, so they keep to this alphabet.
 NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-RobotType = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$")]
-
-
-class _Card(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ActionKind(StrEnum):
-    """How one action dimension moves its joint or axis."""
-
-    DELTA = "delta"  #: added to the current value at every control step
-    ABSOLUTE = "absolute"  #: the target value itself
-    BINARY = "binary"  #: a switch such as a gripper; rates do not apply
-
-
-class ActionDim(_Card):
-    """One dimension of an action: its name, unit and limits."""
-
-    name: str
-    unit: str
-    kind: ActionKind = ActionKind.DELTA
-    #: Allowed range of the commanded value, in `unit`.
-    low: float
-    high: float
-    #: Highest speed, in unit per second. None: not limited beyond the range.
-    max_velocity: float | None = Field(default=None, gt=0)
-    #: Highest jerk, in unit per second cubed. None: not limited.
-    max_jerk: float | None = Field(default=None, gt=0)
-    #: Highest jump between the last action of the previous chunk and the first of this one, in `unit`.
-    max_chunk_jump: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _range_is_ordered(self) -> ActionDim:
-        if not self.low < self.high:
-            raise ValueError(f"action {self.name}: low {self.low} must be below high {self.high}")
-        return self
-
-
-class StateDim(_Card):
-    """One dimension of the proprioceptive state."""
-
-    name: str
-    unit: str
-    low: float
-    high: float
-
-
-class Workspace(_Card):
-    """A box that the tool must stay in while the chunk is executed.
-
-    `state_index[i]` is the state dimension that holds axis i before the chunk, `action_index[i]` the delta
-    action that moves it. `low` and `high` are in the unit of the state dimension; `tolerance` is how far
-    beyond the box the integrated position may go before the score reaches zero.
-    """
-
-    state_index: tuple[int, ...]
-    action_index: tuple[int, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    tolerance: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _axes_agree(self) -> Workspace:
-        lengths = {len(self.state_index), len(self.action_index), len(self.low), len(self.high)}
-        if len(lengths) != 1:
-            raise ValueError("workspace: state_index, action_index, low and high must have one length")
-        return self
-
-
-class Gripper(_Card):
-    """Which action dimension is the gripper, and which way it works."""
-
-    action_index: int = Field(ge=0)
-    #: Commanded value that opens and that closes: the polarity, stated rather than assumed.
-    open_value: float
-    closed_value: float
-    #: How far from one of the two values a command may lie. None: any value in between is allowed.
-    tolerance: float | None = Field(default=None, gt=0)
-
-
-class EmbodimentCard(_Card):
-    """A robot type: its state, its actions, and the limits that its actions are held to."""
-
-    robot_type: RobotType
-    title: str
-    #: Where the limits come from (a file at a commit, a data sheet, the simulator's own source).
-    source: str
-    #: Unverified cards are served in `monitor` mode only.
-    verified: bool
-    control_rate_hz: float = Field(gt=0, le=1000)
-    state: tuple[StateDim, ...] = Field(min_length=1)
-    actions: tuple[ActionDim, ...] = Field(min_length=1)
-    workspace: Workspace | None = None
-    gripper: Gripper | None = None
-
-    @model_validator(mode="after")
-    def _indices_exist(self) -> EmbodimentCard:
-        if self.workspace is not None:
-            if any(not 0 <= i < len(self.state) for i in self.workspace.state_index):
-                raise ValueError("workspace.state_index names a state dimension that does not exist")
-            if any(not 0 <= i < len(self.actions) for i in self.workspace.action_index):
-                raise ValueError("workspace.action_index names an action dimension that does not exist")
-        if self.gripper is not None and self.gripper.action_index >= len(self.actions):
-            raise ValueError("gripper.action_index names an action dimension that does not exist")
-        return self
 
 
 class DType(StrEnum):
@@ -129,19 +58,52 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-class Normalisation(_Card):
-    """Statistics between physical units and what the policy was trained on: `policy = (x - mean) / std`.
+class Normalisation(Card):
+    """Statistics between physical units and what the policy was trained on.
 
-    Shapes: state (state_dim,), actions (action_dim,). Empty tuples mean the identity.
+    Either `policy = (x - mean) / std`, or by quantiles `policy = 2 (x - q01) / (q99 - q01) - 1`. Shapes: state
+    (state_dim,), actions (action_dim,). Empty tuples: what the weights' folder holds, else the identity.
     """
 
     state_mean: tuple[float, ...] = ()
     state_std: tuple[float, ...] = ()
     action_mean: tuple[float, ...] = ()
     action_std: tuple[float, ...] = ()
+    state_q01: tuple[float, ...] = ()
+    state_q99: tuple[float, ...] = ()
+    action_q01: tuple[float, ...] = ()
+    action_q99: tuple[float, ...] = ()
 
 
-class ModelCard(_Card):
+class Pairing(Card):
+    """What a deployment's outputs mean for one robot type.
+
+    Without `outputs` they are in the robot's action space already, as those of a policy trained on that robot are.
+    """
+
+    outputs: Convention | None = None
+    #: The robot's action space that is commanded. Empty: its first.
+    space: str = ""
+    #: What the chunk's steps are played at. None: the robot's own rate.
+    control_rate_hz: float | None = Field(default=None, gt=0, le=1000)
+    #: The statistics that the outputs are scaled by; where the policy takes such a key, it must be this one.
+    unnorm_key: str = ""
+
+
+class ObservationKeys(Card):
+    """Where a foreign client's observation (openpi, vla-eval, OpenVLA) holds what this model wants.
+
+    Keys are written with `/` between levels, as openpi does. What is not said is found by name (docs/protocols.md).
+    """
+
+    #: Camera of the card -> key of its image.
+    cameras: dict[str, str] = Field(default_factory=dict)
+    #: Keys whose numbers, one after the other, are the state.
+    state: tuple[str, ...] = ()
+    instruction: str = ""
+
+
+class ModelCard(Card):
     """One deployment: which policy with which weights serves which robots under which model name."""
 
     #: The name that requests use (`model`). Several cards may share it; `traffic` splits their robots.
@@ -153,9 +115,14 @@ class ModelCard(_Card):
     policy: str
     #: Folder of the weights, relative to the card's own file. Empty for policies without weights.
     weights: str = ""
+    #: Robot types; `custom` allows robots that bring their own card (what they must look like: `pairings.custom`).
     embodiments: tuple[RobotType, ...] = Field(min_length=1)
+    #: For robot types among `embodiments` whose action space is not that of the outputs.
+    pairings: dict[RobotType, Pairing] = Field(default_factory=dict)
     #: Cameras that a request must bring, in the order that the policy wants them.
     cameras: tuple[str, ...] = Field(min_length=1)
+    #: Cameras that a request may bring as well, after those; the policy masks the absent ones.
+    optional_cameras: tuple[str, ...] = ()
     state_dim: int = Field(gt=0)
     action_dim: int = Field(gt=0)
     #: Steps in an action chunk.
@@ -168,6 +135,7 @@ class ModelCard(_Card):
     #: The model that a request without `model` gets.
     default: bool = False
     normalisation: Normalisation = Normalisation()
+    observation_keys: ObservationKeys = ObservationKeys()
     #: Read by the policy alone, validated there.
     policy_config: dict[str, Any] = Field(default_factory=dict)
     #: Set by the loader: the card's own file, that `weights` is relative to.
@@ -179,6 +147,84 @@ class ModelCard(_Card):
             raise ValueError("batch_sizes must be positive, ascending and without repeats")
         return self
 
+    @model_validator(mode="after")
+    def _cameras_are_named_once(self) -> ModelCard:
+        names = self.cameras + self.optional_cameras
+        if len(set(names)) != len(names):
+            raise ValueError("cameras and optional_cameras name a camera twice")
+        return self
+
+    @model_validator(mode="after")
+    def _pairings_fit(self) -> ModelCard:
+        for robot_type, pairing in self.pairings.items():
+            if robot_type not in self.embodiments:
+                raise ValueError(f"pairings.{robot_type}: this robot type is not among the embodiments")
+            if pairing.outputs is not None and pairing.outputs.dims != self.action_dim:
+                raise ValueError(f"pairings.{robot_type}.outputs.dims must be action_dim, {self.action_dim}")
+            key = self.policy_config.get("unnorm_key")
+            if pairing.unnorm_key and key is not None and key != pairing.unnorm_key:
+                detail = f"the policy is configured with {key}: a deployment has one key, so serve another by its own"
+                raise ValueError(f"pairings.{robot_type}.unnorm_key: {detail}")
+        if CUSTOM in self.embodiments and self.pairing(CUSTOM).outputs is None:
+            raise ValueError("pairings.custom.outputs: say what robots that bring their own card would get")
+        return self
+
+    def pairing(self, robot_type: str) -> Pairing:
+        return self.pairings.get(robot_type, Pairing())
+
+    def commanded(self, robot: EmbodimentCard) -> EmbodimentCard:
+        """The robot in the action space, and at the rate, in which this deployment commands it: what the gate checks.
+
+        Raises KeyError where the pairing names a space that the robot does not have.
+        """
+        if robot.robot_type not in self.embodiments:
+            return robot.in_space("", robot.control_rate_hz or self.pairing(CUSTOM).control_rate_hz)
+        pairing = self.pairing(robot.robot_type)
+        return robot.in_space(pairing.space, pairing.control_rate_hz)
+
+    def conversion(self, robot: EmbodimentCard) -> Conversion:
+        """From this deployment's outputs to the robot's action space. Raises CannotConvert, or KeyError as above."""
+        outputs = self.pairing(robot.robot_type).outputs
+        target = self.commanded(robot)
+        if outputs is None:
+            if len(target.actions) != self.action_dim:
+                raise CannotConvert(f"the policy gives {self.action_dim} values, the robot takes {len(target.actions)}")
+            return Conversion()
+        return conversion(outputs, target.convention, rate_hz=target.control_rate_hz)
+
+    def misfit(self, robot: EmbodimentCard) -> str | None:
+        """Why this deployment cannot drive a robot of the installation that it names; None if it can."""
+        if len(robot.state) != self.state_dim:
+            return f"the model takes {self.state_dim} state values, the robot has {len(robot.state)}"
+        try:
+            self.conversion(robot)
+        except KeyError as error:
+            return f"the robot has no action space {error}; it has: {', '.join(robot.space_names)}"
+        except CannotConvert as error:
+            return str(error)
+        if self.commanded(robot).control_rate_hz is None:
+            return "nobody says at which rate the steps are played: state control_rate_hz in the pairing"
+        return None
+
+    def custom_misfit(self, robot: EmbodimentCard) -> str | None:
+        """Why a robot with a card of its customer's own cannot be driven; None if it can.
+
+        Nothing is converted for it, so its convention is the model's.
+        """
+        if CUSTOM not in self.embodiments:
+            return "the model serves no robots that bring their own card"
+        outputs = self.pairing(CUSTOM).outputs
+        wants = robot.in_space("")
+        if len(robot.state) != self.state_dim:
+            return f"the model takes {self.state_dim} state values, the robot has {len(robot.state)}"
+        if len(wants.actions) != self.action_dim:
+            return f"the model gives {self.action_dim} values, the robot takes {len(wants.actions)}"
+        if outputs is None or (difference := _difference(outputs, wants.convention)):
+            return f"the robot's action space is not the model's: {difference if outputs else 'it states none'}"
+        if self.commanded(robot).control_rate_hz is None:
+            return "the robot's card does not say its control_rate_hz, and neither does the model's"
+        return None
+
     @property
     def weights_path(self) -> Path:
         """Absolute folder of the weights. Raises ValueError for a card without a file or without weights."""
@@ -187,8 +233,8 @@ class ModelCard(_Card):
         return (self.path.parent / self.weights).resolve()
 
 
-class CardSet(_Card):
-    """All cards of an installation, checked against each other."""
+class CardSet(Card):
+    """All cards of an installation, checked against each other. A robot type that no model names is listed only."""
 
     models: tuple[ModelCard, ...]
     embodiments: tuple[EmbodimentCard, ...]
@@ -205,10 +251,12 @@ class CardSet(_Card):
         for card in self.models:
             for robot_type in card.embodiments:
                 embodiment = by_type.get(robot_type)
+                if robot_type == CUSTOM:
+                    continue
                 if embodiment is None:
                     raise ValueError(f"deployment {card.deployment} names robot type {robot_type}, which has no card")
-                if len(embodiment.actions) != card.action_dim or len(embodiment.state) != card.state_dim:
-                    raise ValueError(f"deployment {card.deployment} and robot type {robot_type} differ in dimensions")
+                if (why := card.misfit(embodiment)) is not None:
+                    raise ValueError(f"deployment {card.deployment} cannot drive robot type {robot_type}: {why}")
         return self
 
     def embodiment(self, robot_type: str) -> EmbodimentCard | None:
@@ -232,3 +280,15 @@ class CardSet(_Card):
 def valid_name(name: str) -> bool:
     """Whether a name may become part of a topic name."""
     return re.fullmatch(NAME_PATTERN, name) is not None
+
+
+def _difference(outputs: Convention, robot: Convention) -> str:
+    """The first field in which two conventions differ, in words; empty if they do not."""
+    names = ("control", "rotation", "frame", "metres_per_unit", "radians_per_unit")
+    for name in names:
+        ours, theirs = getattr(outputs, name), getattr(robot, name)
+        if ours != theirs:
+            return f"{name} is {ours} of the model and {theirs} of the robot"
+    ours, theirs = ((c.gripper.indices, c.gripper.open_value, c.gripper.closed_value) if c.gripper else None
+                    for c in (outputs, robot))  # fmt: skip
+    return "" if ours == theirs else "the grippers differ: which values, and which of them open and close"

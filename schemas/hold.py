@@ -4,7 +4,7 @@ A robot holds from the first control step that no fresh chunk has an action for.
 robot or an operator's stop ends what was planned at once; where the service is late, has no room or cannot be reached,
 what is left of a chunk that is still in its time may be finished first (robot_client/schedule.py). It holds:
 
-- a delta dimension gets 0: no motion is commanded;
+- a delta dimension and a speed get 0: no motion is commanded;
 - an absolute dimension repeats the last executed value: the target stays where it is;
 - a gripper or another switch repeats the last executed value too, whatever its kind, so that what is held
   stays held.
@@ -26,14 +26,15 @@ from schemas.cards import ActionKind, EmbodimentCard
 
 @dataclass(frozen=True, slots=True)
 class HoldRule:
-    """`moves[i]` is True where dimension i is a delta that 0 stops, False where its last value is kept."""
+    """`moves[i]` is True where dimension i is a delta or a speed that 0 stops, False where its last value is kept."""
 
     moves: tuple[bool, ...]
 
     @classmethod
     def of(cls, card: EmbodimentCard) -> HoldRule:
-        gripper = card.gripper.action_index if card.gripper is not None else None
-        return cls(tuple(dim.kind is ActionKind.DELTA and i != gripper for i, dim in enumerate(card.actions)))
+        grippers = card.gripper.indices if card.gripper is not None else ()
+        moving = (ActionKind.DELTA, ActionKind.VELOCITY)
+        return cls(tuple(dim.kind in moving and i not in grippers for i, dim in enumerate(card.actions)))
 
     def action(self, last: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
         """The action (action_dim,) float32 that holds; None: send no command.

@@ -10,6 +10,8 @@ from schemas.vla.v1.data_pb2 import (
     EpisodeKind,
     Feedback,
     FeedbackKind,
+    Fleet,
+    OwnEmbodiment,
 )
 from schemas.vla.v1.gate_pb2 import LastChunk, ReplyAddress, RequestRecord, TableValue
 from schemas.vla.v1.inference_pb2 import (
@@ -56,6 +58,7 @@ __all__ = [
     "EpisodeKind",
     "Feedback",
     "FeedbackKind",
+    "Fleet",
     "Image",
     "ImageEncoding",
     "InferenceRequest",
@@ -63,6 +66,7 @@ __all__ = [
     "LastChunk",
     "Options",
     "Outcome",
+    "OwnEmbodiment",
     "Rejection",
     "ReplyAddress",
     "RequestRecord",

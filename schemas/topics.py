@@ -19,9 +19,11 @@ OUTCOMES = "vla.outcomes.v1"
 WORKERS = "vla.workers.v1"
 CONTROL = "vla.control.v1"
 CONSENT = "vla.consent.v1"
+EMBODIMENTS = "vla.embodiments.v1"
 TRAFFIC = "vla.traffic.v1"
 CUSTOMERS = "vla.customers.v1"
 AUDIT = "vla.audit.v1"
+FLEETS = "vla.fleets.v1"
 EPISODES = "vla.episodes.v1"
 FEEDBACK = "vla.feedback.v1"
 EMBEDDINGS = "vla.embeddings.v1"
@@ -34,6 +36,8 @@ DEAD_LETTER_SUFFIX = ".dlq"
 
 #: Anchored, so that a pattern subscription never takes in a dead letter topic.
 ACCEPTED_PATTERN = r"^vla\.accepted\.[a-z0-9-]+\.v1$"
+
+FLEET_REQUESTS_PATTERN = r"^vla\.requests\.([a-z0-9-]+)\.v1$"
 
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
@@ -176,6 +180,8 @@ def declare(
         yield Topic(
             name=AUDIT, key="customer_id", message="AuditEvent", partitions=1, retention_ms=_AUDIT_DAYS * _DAY_MS
         )
+        yield view(EMBODIMENTS, "customer_id/robot_type", "OwnEmbodiment", keep_days=_CONTROL_HISTORY_DAYS)
+        yield view(FLEETS, "fleet", "Fleet")
         yield view(WORKERS, "worker_id", "WorkerHeartbeat", segment_minutes=5)
         yield view(CONTROL, "target", "Control", keep_days=_CONTROL_HISTORY_DAYS)
         yield view(TRAFFIC, "model", "Traffic", keep_days=_CONTROL_HISTORY_DAYS)

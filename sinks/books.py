@@ -6,13 +6,14 @@ code of its own: the books are to find the gate's mistakes, not to share them.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from google.protobuf.message import DecodeError
 from sqlalchemy import exists, func, select
 
@@ -26,7 +27,7 @@ from runtime.tables import inference_log
 from schemas import headers as h
 from schemas.ids import content_digest
 from schemas.messages import InferenceRequest
-from schemas.topics import OUTCOMES, REQUESTS, requests_topic
+from schemas.topics import FLEET_REQUESTS_PATTERN, OUTCOMES, REQUESTS
 from sinks.arrow_schemas import OUTCOMES_DATASET
 from sinks.marks import Partition
 from sinks.outcomes import decode_outcome
@@ -209,11 +210,20 @@ def books(settings: Settings, wait_s: float = 30.0) -> int:
     return 0 if found.balanced else 1
 
 
+def _fleets_in_the_log(consumer: Consumer) -> dict[str, str]:
+    """Request topic -> fleet, of every fleet whose topic is there: one that was removed has its outcomes still."""
+    try:
+        topics = consumer.list_topics(timeout=10).topics
+    except KafkaException as error:
+        raise Unavailable(f"Kafka does not answer: {error.args[0].str()}") from error
+    found = {topic: re.fullmatch(FLEET_REQUESTS_PATTERN, topic) for topic in topics}
+    return {topic: match[1] for topic, match in found.items() if match is not None}
+
+
 class Audit:
     """Reads on from where it last looked: logs only grow, and files of the lake never change."""
 
     def __init__(self, settings: Settings) -> None:
-        self._fleet_of = {requests_topic(fleet): fleet for fleet in settings.fleets}
         self._window_ms = max(_IDENTITY_WINDOW_MS, int(settings.dedup_window_s * 1000))
         self._requests: dict[int, RequestCount] = {}
         self._outcomes = OutcomeCount()
@@ -222,6 +232,7 @@ class Audit:
         self._storage = open_storage(settings)
         self._database = connect(settings, "vlastream-books", pool_size=1, statement_timeout_s=60.0)
         self._consumer = build_consumer(settings, "vlastream-books", group=None)
+        self._fleet_of = _fleets_in_the_log(self._consumer)
         self._positions: dict[Partition, int] = {}
 
     def close(self) -> None:

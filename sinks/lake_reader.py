@@ -84,4 +84,5 @@ def s3_filesystem(settings: Settings) -> S3FileSystem:
         scheme=scheme or "https",
         connect_timeout=_CONNECT_TIMEOUT_S,
         request_timeout=_REQUEST_TIMEOUT_S,
+        **({"tls_ca_file_path": settings.s3_ca_bundle} if settings.s3_ca_bundle else {}),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from runtime.consent import ConsentList
+from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import Record
 from runtime.metrics import Metrics
 from runtime.settings import Settings
@@ -99,7 +100,7 @@ class Decoder:
 def main(settings: Settings) -> int:
     """Run the role until it is told to stop; returns its exit status."""
     deployments = deployments_by_topic(settings)
-    fleet_of = {episodes_topic(fleet): fleet for fleet in settings.fleets}
+    fleet_of = {episodes_topic(fleet): fleet for fleet in with_registered_fleets(settings).fleets}
     storage = open_storage(settings)
     view = ConsentView(settings, f"{NAME}-{settings.role_instance}")
     protection = Protection(view.consents, settings.anonymization_hash_salt.get_secret_value())

@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from runtime.consent import ConsentList
 from runtime.database import Database, connect
+from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import Record
 from runtime.settings import Settings
 from runtime.tables import inference_log, safety_incidents, sink_marks
@@ -243,7 +244,7 @@ def main(settings: Settings) -> int:
     """Run the role until it is told to stop; returns its exit status."""
     database = connect(settings, NAME, pool_size=1)
     view = ConsentView(settings, f"{NAME}-{settings.role_instance}")
-    fleet_of = {episodes_topic(fleet): fleet for fleet in settings.fleets}
+    fleet_of = {episodes_topic(fleet): fleet for fleet in with_registered_fleets(settings).fleets}
     return serve(
         settings,
         name=NAME,

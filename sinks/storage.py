@@ -92,6 +92,7 @@ def build_s3_client(settings: Settings) -> S3Client:
         region_name=settings.s3_region,
         aws_access_key_id=settings.s3_access_key.get_secret_value() or None,
         aws_secret_access_key=settings.s3_secret_key.get_secret_value() or None,
+        verify=settings.s3_ca_bundle or None,
         config=Config(
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=_READ_TIMEOUT_S,

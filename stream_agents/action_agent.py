@@ -10,12 +10,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from runtime.embodiments import RobotTypes
 from runtime.errors import Poison
 from runtime.kafka import Record
 from runtime.metrics import Metrics
 from schemas import headers as h
 from schemas.action_rules import evaluate_chunk
-from schemas.cards import CardSet, EmbodimentCard
+from schemas.cards import EmbodimentCard
 from schemas.codes import Code, status_of
 from schemas.messages import (
     ActionChunk,
@@ -26,6 +27,7 @@ from schemas.messages import (
     Rejection,
     ReplyAddress,
     RequestRecord,
+    RequestSummary,
     Stage,
     Violation,
 )
@@ -44,7 +46,7 @@ class ActionAgent:
         self,
         *,
         table: RequestTable,
-        cards: CardSet,
+        robots: RobotTypes,
         delivery: Delivery,
         dead_letters: DeadLetters,
         stop_of: Callable[[str, str, str], Control | None],
@@ -52,7 +54,8 @@ class ActionAgent:
         metrics: Metrics,
     ) -> None:
         self._table = table
-        self._cards = cards
+        self._robots = robots
+        self._cards = robots.cards
         self._delivery = delivery
         self._dead_letters = dead_letters
         self._stop_of = stop_of
@@ -100,7 +103,7 @@ class ActionAgent:
         if completion.WhichOneof("kind") == "rejection":
             outcome.rejection.CopyFrom(completion.rejection)
         else:
-            embodiment = self._cards.embodiment(summary.robot_type)
+            embodiment = self._commanded(summary, completion.result.deployment)
             stop = self._stop_of(summary.customer_id, summary.robot_id, summary.model)
             if stop is not None:
                 outcome.rejection.CopyFrom(
@@ -114,6 +117,17 @@ class ActionAgent:
         outcome.times.action_gate_start_us = started_us
         outcome.times.action_gate_end_us = time.time_ns() // 1000
         return outcome
+
+    def _commanded(self, summary: RequestSummary, deployment: str) -> EmbodimentCard | None:
+        """The robot in the action space that the deployment commands; None where its card is gone."""
+        robot = self._robots.find(summary.customer_id, summary.robot_type)
+        card = self._cards.deployment(deployment)
+        if robot is None or card is None:
+            return robot
+        try:
+            return card.commanded(robot)
+        except KeyError:
+            return None
 
     def _gate(self, outcome: Outcome, completion: Completion, embodiment: EmbodimentCard, row: RequestRecord) -> None:
         summary, result = completion.request, completion.result
@@ -147,7 +161,7 @@ class ActionAgent:
                 actions=_packed(verdict.actions),
                 names=[dim.name for dim in embodiment.actions],
                 units=[dim.unit for dim in embodiment.actions],
-                control_rate_hz=embodiment.control_rate_hz,
+                control_rate_hz=embodiment.control_rate_hz or 0.0,
                 safety=verdict.report(),
                 result=result,
             )

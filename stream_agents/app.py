@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import faust
+from faust.auth import SASLCredentials, SSLCredentials
 
-from runtime.kafka import MAX_RECORD_BYTES, Record
+from runtime.kafka import MAX_RECORD_BYTES, Record, ssl_context
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.topics import GATE_APP, GATE_CHANGELOG, GATE_TABLE, RESULTS
@@ -43,6 +44,7 @@ def build_app(settings: Settings, data_dir: Path) -> Any:
     return faust.App(
         GATE_APP,
         broker=f"kafka://{settings.kafka_bootstrap_servers.replace(',', ';kafka://')}",
+        broker_credentials=broker_credentials(settings),
         datadir=str(data_dir),
         processing_guarantee="at_least_once",
         store="memory://",
@@ -70,6 +72,19 @@ def build_app(settings: Settings, data_dir: Path) -> Any:
         web_tables_enabled=False,
         worker_redirect_stdouts=False,
     )
+
+
+def broker_credentials(settings: Settings) -> Any:
+    """How Faust's Kafka client proves who it is; None where Kafka is in plain text."""
+    context = ssl_context(settings)
+    if settings.kafka_security_protocol.startswith("SASL_"):
+        return SASLCredentials(
+            mechanism=settings.kafka_sasl_mechanism,
+            username=settings.kafka_sasl_username,
+            password=settings.kafka_sasl_password.get_secret_value(),
+            ssl_context=context,
+        )
+    return SSLCredentials(context) if context is not None else None
 
 
 class Gate:

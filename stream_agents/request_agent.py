@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 
 from google.protobuf.message import DecodeError
 
+from runtime.embodiments import RobotTypes
 from runtime.errors import Poison
 from runtime.kafka import Record
 from runtime.metrics import Metrics
 from schemas import headers as h
-from schemas.cards import CardSet
 from schemas.codes import Code, status_of
 from schemas.messages import (
     Completion,
@@ -316,7 +316,7 @@ class _Case:
 
 def circumstances_of(
     *,
-    cards: CardSet,
+    robots: RobotTypes,
     has_live_worker: Callable[[str], bool],
     stop_of: Callable[[str, str, str], Control | None],
     max_ttl_ms: int,
@@ -326,7 +326,8 @@ def circumstances_of(
 
     def now(deadline_ms: int) -> Circumstances:
         return Circumstances(
-            cards=cards,
+            cards=robots.cards,
+            own_robot=robots.own,
             has_live_worker=has_live_worker,
             stop_of=stop_of,
             now_ms=time.time_ns() // 1_000_000,

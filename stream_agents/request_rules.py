@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from schemas.cards import CardSet, EmbodimentCard, ModelCard
+from schemas.cards import CUSTOM, CardSet, EmbodimentCard, ModelCard
 from schemas.codes import Code
 from schemas.ids import fraction
 from schemas.messages import Control, InferenceRequest, SafetyMode
@@ -72,6 +72,8 @@ class Circumstances:
     worker_retry_after_s: float = 2.0
     #: Model -> deployment -> weight, as the operator deals its robots; None where the cards do.
     weights_of: Callable[[str], Mapping[str, float] | None] = lambda model: None
+    #: Customer, robot type -> a card that the customer brought.
+    own_robot: Callable[[str, str], EmbodimentCard | None] = lambda customer_id, robot_type: None
 
 
 def judge(
@@ -82,12 +84,12 @@ def judge(
     pinned: the deployment that this request was sent to before; it goes there again, however robots are dealt now.
     """
     faults = [*_identity(request), *_instruction(request), *_time_to_live(request, around.max_ttl_ms)]
-    embodiment, type_faults = _robot_type(request, around.cards)
+    embodiment, type_faults = _robot_type(request, customer_id, around)
     faults += type_faults
     deployment, model_faults = _deployment(request, embodiment, around, pinned)
     faults += model_faults
     if embodiment is not None:
-        faults += _numbers(request, embodiment)
+        faults += _numbers(request, embodiment if deployment is None else deployment.commanded(embodiment))
     sizes: list[tuple[int, int]] = []
     faults += _images(request, deployment, sizes)
     if faults or deployment is None or embodiment is None:
@@ -107,13 +109,13 @@ def judge(
 
 
 def route(
-    model: str, robot_id: str, robot_type: str, cards: CardSet, weights: Mapping[str, float] | None = None
+    model: str, robot_id: str, robot: EmbodimentCard, cards: CardSet, weights: Mapping[str, float] | None = None
 ) -> ModelCard | None:
     """The deployment of a robot: stable by robot id, in proportion to the weights. None if none fits.
 
     weights: deployment -> weight; the cards' own `traffic` where there are none, or none that fit the cards.
     """
-    fitting = [card for card in cards.deployments(model) if robot_type in card.embodiments]
+    fitting = [card for card in cards.deployments(model) if misfit(card, robot, cards) is None]
     shares = [(card, weights.get(card.deployment, 0.0) if weights is not None else 0.0) for card in fitting]
     if not any(weight > 0 for _, weight in shares):
         shares = [(card, card.traffic) for card in fitting]
@@ -124,6 +126,13 @@ def route(
         if point < 0:
             return card
     return shares[-1][0] if shares else None
+
+
+def misfit(card: ModelCard, robot: EmbodimentCard, cards: CardSet) -> str | None:
+    """Why a deployment does not drive a robot; None if it does. An installation's cards were checked on loading."""
+    if cards.embodiment(robot.robot_type) is None:
+        return card.custom_misfit(robot)
+    return None if robot.robot_type in card.embodiments else "the model does not serve it"
 
 
 def _identity(request: InferenceRequest) -> Iterator[Fault]:
@@ -168,16 +177,21 @@ def _instruction(request: InferenceRequest) -> Iterator[Fault]:
         yield Fault(Code.INVALID_INSTRUCTION, "instruction", reason, detail)
 
 
-def _robot_type(request: InferenceRequest, cards: CardSet) -> tuple[EmbodimentCard | None, list[Fault]]:
+def _robot_type(
+    request: InferenceRequest, customer_id: str, around: Circumstances
+) -> tuple[EmbodimentCard | None, list[Fault]]:
+    cards = around.cards
     known = [card.robot_type for card in cards.embodiments]
-    card = cards.embodiment(request.robot_type)
+    # Many types are known, most of which no model here drives: those that one does are the answer.
+    served = ", ".join(sorted({name for model in cards.models for name in model.embodiments} - {CUSTOM})[:20])
+    card = cards.embodiment(request.robot_type) or around.own_robot(customer_id, request.robot_type)
     if card is not None:
         return card, []
     if request.robot_type.strip().lower() in ("", "unknown"):
-        reason, detail = "unknown_robot_type", f"say which robot this is, one of: {', '.join(sorted(known)[:20])}"
+        reason, detail = "unknown_robot_type", f"say which robot this is, one of: {served}"
     else:
         near = difflib.get_close_matches(request.robot_type.strip().lower(), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(sorted(known)[:20])}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"models drive: {served}"
         reason, detail = "unsupported_robot_type", f"{_shortened(request.robot_type)} has no card; {hint}"
     return None, [Fault(Code.INVALID_ROBOT_TYPE, "robot_type", reason, detail)]
 
@@ -196,10 +210,13 @@ def _deployment(
     deployment = cards.deployment(pinned) if pinned else None
     if deployment is None:
         weights = around.weights_of(model)
-        deployment = route(model, request.robot_id, embodiment.robot_type, cards, weights)
+        deployment = route(model, request.robot_id, embodiment, cards, weights)
     if deployment is None:
         serves = sorted({name for card in cards.deployments(model) for name in card.embodiments})
         detail = f"{model} does not serve {embodiment.robot_type}; it serves: {', '.join(serves)}"
+        if cards.embodiment(embodiment.robot_type) is None and CUSTOM in serves:
+            why = [reason for card in cards.deployments(model) if (reason := card.custom_misfit(embodiment))]
+            detail = f"{model} cannot drive {embodiment.robot_type}: {why[-1] if why else 'no deployment takes robots'}"
         return None, [Fault(Code.EMBODIMENT_MISMATCH, "robot_type", "not_served_by_model", detail)]
     return deployment, []
 
@@ -229,9 +246,10 @@ def _images(request: InferenceRequest, deployment: ModelCard | None, sizes: list
         yield Fault(Code.TOO_LARGE, "images", "too_large", detail)
         return
     names = [image.camera for image in request.images]
-    wanted = deployment.cameras if deployment is not None else ()
+    needed = deployment.cameras if deployment is not None else ()
+    wanted = needed + (deployment.optional_cameras if deployment is not None else ())
     for camera in wanted:
-        if names.count(camera) != 1:
+        if names.count(camera) > 1 or (camera in needed and camera not in names):
             reason = "missing" if camera not in names else "repeated"
             yield Fault(Code.INVALID_IMAGE, f"images.{camera}", reason, f"send one image of camera {camera}")
     for image in request.images:

@@ -12,7 +12,9 @@ import uvloop
 from runtime.consent import ConsentList
 from runtime.control import StopList
 from runtime.customers import CustomerList
+from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal
+from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Deadline, Lifecycle, exit_now
 from runtime.limit_counter import LimitCounter
@@ -26,7 +28,7 @@ from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import load_cards
 from schemas.messages import Control
-from schemas.topics import CONSENT, CONTROL, CUSTOMERS, REPLIES, TRAFFIC, WORKERS
+from schemas.topics import CONSENT, CONTROL, CUSTOMERS, EMBODIMENTS, REPLIES, TRAFFIC, WORKERS
 from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
@@ -59,6 +61,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     customers = CustomerList()
     consents = ConsentList(settings.default_consent_tier, settings.anonymization_level)
     traffic = TrafficTable()
+    robots = RobotTypes(cards)
     build_view_consumer = partial(build_consumer, settings, f"{client_id}-view", group=None)
     views = [
         CompactedView(build_view_consumer, WORKERS, workers.update),
@@ -66,8 +69,11 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         CompactedView(build_view_consumer, CONSENT, consents.update),
         CompactedView(build_view_consumer, TRAFFIC, traffic.update),
         CompactedView(build_view_consumer, CUSTOMERS, customers.update),
+        CompactedView(build_view_consumer, EMBODIMENTS, robots.update),
     ]
-    origins = Origins(settings.fleets, settings.kafka_reply_partitions)
+    await asyncio.to_thread(wait_for_kafka, settings)
+    fleets = (await asyncio.to_thread(with_registered_fleets, settings)).fleets
+    origins = Origins(fleets, settings.kafka_reply_partitions)
     data_dir = settings.data_dir / client_id
     data_dir.mkdir(parents=True, exist_ok=True)
     log_reader = LogReader(partial(build_consumer, settings, f"{client_id}-log", group=None, **SINGLE_READS))
@@ -88,13 +94,12 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     )
     lifecycle.on_close("status", status.close)
 
-    await asyncio.to_thread(wait_for_kafka, settings)
     publisher = Publisher(build_producer(settings, client_id), metrics, lifecycle.fail)
     lifecycle.on_close("publisher", lambda deadline: publisher.close(deadline.remaining_s))
     for view in views:
         view.start()
         lifecycle.on_close("view", view.close)
-    # Nothing is judged before every stop, every consent, every worker and every share is known.
+    # Nothing is judged before every stop, consent, worker, share and robot type is known.
     await asyncio.to_thread(_wait_for_views, views, settings.shutdown_timeout_s * 3)
     await asyncio.to_thread(publisher.warm_up, REPLIES, 0)
     warm.set()
@@ -114,7 +119,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         dead_letters=dead_letters,
         log_reader=log_reader,
         circumstances=circumstances_of(
-            cards=cards,
+            robots=robots,
             has_live_worker=lambda deployment: bool(workers.live(deployment)),
             stop_of=stop_of,
             max_ttl_ms=settings.max_ttl_ms,
@@ -128,7 +133,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     )
     actions = ActionAgent(
         table=table,
-        cards=cards,
+        robots=robots,
         delivery=delivery,
         dead_letters=dead_letters,
         stop_of=stop_of,

@@ -19,6 +19,7 @@ def request(
     instruction: str = "push the red block",
     latest_only: bool = False,
     seed: int | None = None,
+    robot_type: str = "test_arm",
 ) -> InferenceRequest:
     """A request that fits tests.cards.model()."""
     options = Options(latest_only=latest_only)
@@ -27,7 +28,7 @@ def request(
     return InferenceRequest(
         request_id=request_id,
         robot_id=robot,
-        robot_type="test_arm",
+        robot_type=robot_type,
         model="test-model",
         instruction=instruction,
         images=[Image(camera="base", encoding=ImageEncoding.IMAGE_ENCODING_JPEG, data=_JPEG)],

@@ -1,5 +1,8 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and the option that runs the stack's tests on a secure one."""
 
+from __future__ import annotations
+
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.embedded"]
@@ -7,3 +10,9 @@ pytest_plugins = ["tests.embedded"]
 # How long an example takes is the machine's affair: no test fails for it.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--secure-stack", action="store_true", help="TLS and users for the whole stack of tests/e2e (make test-secure)"
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.customers import CustomerList
+from runtime.embodiments import RobotTypes
 from runtime.kafka import Record
 from runtime.metrics import Metrics
 from runtime.testing import InMemoryBroker
@@ -85,6 +86,7 @@ class GateBench:
         self.counter = DictCounter()
         #: Customer -> consent tier.
         self.tiers: dict[str, str] = {}
+        self.robots = RobotTypes(self.cards)
         self.settings = settings
         self.seen: dict[str, int] = {}
         self.start()
@@ -94,7 +96,6 @@ class GateBench:
         self.table.restore({0, 1})
         delivery = Delivery(self.publisher, self.metrics)
         dead_letters = DeadLetters(delivery, self.metrics, group="vla-gate")
-        card_set = self.cards
         origins = Origins(("north",), reply_partitions=4)
         self.requests = RequestAgent(
             table=self.table,
@@ -103,7 +104,7 @@ class GateBench:
             dead_letters=dead_letters,
             log_reader=LogInMemory(self.broker),
             circumstances=circumstances_of(
-                cards=card_set,
+                robots=self.robots,
                 has_live_worker=lambda deployment: self.live,
                 stop_of=self.stop_of,
                 max_ttl_ms=60_000,
@@ -117,7 +118,7 @@ class GateBench:
         )
         self.actions = ActionAgent(
             table=self.table,
-            cards=card_set,
+            robots=self.robots,
             delivery=delivery,
             dead_letters=dead_letters,
             stop_of=self.stop_of,

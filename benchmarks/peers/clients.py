@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 import numpy as np
-from vla_eval.model_servers.predict import PredictModelServer  # type: ignore[import-not-found]
-from vla_eval.model_servers.serve import serve  # type: ignore[import-not-found]
+from vla_eval.model_servers.predict import PredictModelServer
+from vla_eval.model_servers.serve import serve
 
 from benchmarks.peers.policy_host import CAMERA, PolicyHost, Seen
 

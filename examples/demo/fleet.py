@@ -105,6 +105,7 @@ class Robot:
         finally:
             record = EpisodeRecord(
                 robot_id=status.robot_id,
+                transport=status.transport,
                 task=task,
                 instruction=instruction,
                 end=end,

@@ -29,12 +29,12 @@ BOOKS_WAIT_S = 60.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 if the books balance and the fleet does its task; 1, with the reason, otherwise."""
     named = vars(_parser().parse_args(arguments))
-    keep = named.pop("keep")
+    keep, secure = named.pop("keep"), named.pop("secure")
     console = Console()
     started_here = False
     try:
         card = read_card()
-        stack, started_here = ensure_up(STACK_FILE, console.print)
+        stack, started_here = ensure_up(STACK_FILE, console.print, secure=secure)
         problems = _run(Options(**named), stack, card, console)
     except (VlastreamError, ConnectionError, FileNotFoundError, ValueError) as error:
         problems = [f"the demo cannot go on: {error}"]
@@ -71,7 +71,7 @@ def _run(options: Options, stack: Stack, card: CardFigures, console: Console) ->
     found = kept.wait_for_vectors(stack.database, customers, began)
     kept.show(console, customers, found)
     kept.export(console, stack, DATASET_FOLDER, console.print)
-    return [*summary.problems(fleet.logbook.episodes, card, books), *kept.problems(customers, found)]
+    return [*summary.problems(fleet.logbook, card, books), *kept.problems(customers, found)]
 
 
 def _books(stack: Stack, console: Console) -> Books | None:
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--robots", type=int, default=8, help="robots in the fleet (%(default)s)")
     add("--direct", type=int, default=2, help="how many of them produce to Kafka themselves (%(default)s)")
     add("--guests", type=int, default=2, help="how many of the others belong to who never consented (%(default)s)")
+    add("--robots-only", action="store_true", help="leave out the robots of foreign protocols")
     add("--seconds", type=float, default=60.0, help="no episode is begun after this (%(default)s)")
     add("--episodes", type=int, default=None, help="episodes of each robot (as many as there is time for)")
     add("--speed", type=float, default=1.0, help="times as fast as the robots' own 10 Hz (%(default)s)")
@@ -95,5 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--ttl-ms", type=int, default=2000, help="time to live of an observation (%(default)s)")
     add("--seed", type=int, default=2_000_000, help="of the worlds and of the robots' wrong clocks (%(default)s)")
     add("--kill", metavar="ROLE", help="kill -9 one process of this role after a third of the time")
+    add("--secure", action="store_true", help="if a stack is started: with TLS and users, as `vlastream up --secure`")
     add("--keep", action="store_true", help="leave the stack up")
     return parser

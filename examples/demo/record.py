@@ -35,6 +35,7 @@ class EpisodeRecord:
     """One episode. `task` is one of examples.tabletop.world.TASKS."""
 
     robot_id: str
+    transport: str
     task: str
     instruction: str
     end: EpisodeEnd

@@ -19,15 +19,17 @@ from examples.demo.film import Film
 from examples.demo.fleet import Pace, Robot
 from examples.demo.record import Logbook, RobotStatus
 from examples.demo.stack_access import FLEET, Stack, kill_role
+from examples.demo.visitors import PROTOCOLS, Visitor, are_installed
 from examples.tabletop.world import CONTROL_RATE_HZ, TASKS, TabletopWorld
-from robot_client import AsyncRobotClient, HoldRule, RestTransport, Transport
-from robot_client.kafka import KafkaTransport
+from robot_client import AsyncRobotClient, HoldRule, KafkaTransport, RestTransport, Transport, WebSocketTransport
 from runtime.errors import Fatal
 from schemas.card_files import load_cards
 
 ROBOT_TYPE = "tabletop_arm"
 #: After the last episode was begun, what robots get to end theirs, seconds.
 GRACE_S = 45.0
+#: What foreign clients say on standard error.
+VISITORS_LOGS = Path(".vlastream/demo")
 #: How wrong a robot's clock may be, milliseconds either way.
 LARGEST_SKEW_MS = 45 * 60_000
 
@@ -41,6 +43,8 @@ class Options:
     direct: int
     #: How many of the others belong to a customer who has allowed nothing.
     guests: int
+    #: Whether robots of foreign protocols are left out.
+    robots_only: bool
     #: No episode is begun after this.
     seconds: float
     #: Episodes of each robot; None: as many as there is time for.
@@ -68,6 +72,7 @@ class FleetRun:
         self._console = console
         self._hold = _hold_rule(stack)
         self._began_s = 0.0
+        self._streams: dict[str, WebSocketTransport] = {}
         self.logbook = Logbook()
         self.film = Film(_name(1))
 
@@ -83,6 +88,7 @@ class FleetRun:
             robots = [await self._robot(number, cameras, opened) for number in range(1, options.robots + 1)]
             self._began_s = time.monotonic()
             work = [asyncio.create_task(robot.work(self._goes_on, options.episodes)) for robot in robots]
+            work += [asyncio.create_task(visitor.work()) for visitor in self._visitors()]
             screen = asyncio.create_task(live.show(self.logbook, self._console, lambda: self.elapsed_s))
             kill = asyncio.create_task(self._kill()) if options.kill else None
             try:
@@ -106,20 +112,12 @@ class FleetRun:
         return self.elapsed_s < self._options.seconds
 
     async def _robot(self, number: int, cameras: Cameras, opened: AsyncExitStack) -> Robot:
-        """Robot `number` from 1, connected; the last ones produce directly, before them come the guests."""
-        options, stack, name = self._options, self._stack, _name(number)
-        over_rest = options.robots - options.direct
-        direct = number > over_rest
-        transport: Transport
-        if direct:
-            transport = KafkaTransport(stack.kafka, fleet=FLEET, robot_id=name, frame_lifetime_ms=options.ttl_ms)
-        else:
-            guest = number > over_rest - options.guests
-            customer = self._customers.guest if guest else self._customers.owner
-            transport = RestTransport(stack.api, customer.api_key)
+        """Robot `number` from 1, connected."""
+        options, name = self._options, _name(number)
+        transport, protocol = self._transport(number)
         client = AsyncRobotClient(transport, robot_id=name, robot_type=ROBOT_TYPE)
         await opened.enter_async_context(client)
-        status = RobotStatus(name, "Kafka" if direct else "REST")
+        status = RobotStatus(name, protocol)
         self.logbook.robots.append(status)
         world = TabletopWorld(seed=options.seed + number)
         first_task = number % len(TASKS)
@@ -139,6 +137,52 @@ class FleetRun:
             camera=self.film,
             clock_skew_ms=random.Random(f"{options.seed}/{name}").randint(-LARGEST_SKEW_MS, LARGEST_SKEW_MS),
         )
+
+    def _visitors(self) -> list[Visitor]:
+        """One robot for each foreign protocol, where its client packages are installed. They are the owner's."""
+        options = self._options
+        if options.robots_only:
+            return []
+        if not are_installed():
+            self._console.print(
+                "no client of other projects is installed: `make clients` adds a robot for each of them"
+            )
+            return []
+        visitors = []
+        for number, protocol in enumerate(PROTOCOLS, start=1):
+            visit = {
+                "protocol": protocol,
+                "api": self._stack.api,
+                "api_key": self._customers.owner.api_key,
+                "robot_id": f"{protocol}-arm",
+                "seed": options.seed + 1000 + number,
+                "seconds": options.seconds,
+                "episodes": options.episodes,
+                "control_period_s": 1 / (CONTROL_RATE_HZ * options.speed),
+            }
+            visitors.append(Visitor(visit, self.logbook, VISITORS_LOGS / f"{protocol}.log"))
+        return visitors
+
+    def _transport(self, number: int) -> tuple[Transport, str]:
+        """The last robots produce directly, before them come the guests; every other one with a key streams."""
+        options, stack = self._options, self._stack
+        with_key = options.robots - options.direct
+        if number > with_key:
+            return KafkaTransport(
+                stack.kafka,
+                fleet=FLEET,
+                robot_id=_name(number),
+                frame_lifetime_ms=options.ttl_ms,
+                security=stack.fleet_security(),
+            ), "Kafka"
+        guest = number > with_key - options.guests
+        customer = self._customers.guest if guest else self._customers.owner
+        if number % 2:
+            return RestTransport(stack.api, customer.api_key), "REST"
+        if customer.name not in self._streams:
+            # One connection for all robots of a customer.
+            self._streams[customer.name] = WebSocketTransport(stack.api, customer.api_key)
+        return self._streams[customer.name], "WebSocket"
 
     async def _kill(self) -> None:
         await asyncio.sleep(self._options.seconds / 3)

@@ -72,7 +72,26 @@ class Stack:
             s3_access_key=SecretStr(s3["access_key"]),
             s3_secret_key=SecretStr(s3["secret_key"]),
             fleets=(FLEET,),
+            **self.document.get("security", {}),
         )
+
+    def fleet_security(self) -> dict[str, str]:
+        """What a robot of the demo's fleet tells Kafka of itself."""
+        return fleet_security(self.document, FLEET)
+
+
+def fleet_security(document: Mapping[str, Any], fleet: str) -> dict[str, str]:
+    """librdkafka's properties for a fleet's user of a secure stack; none where the stack is in plain text."""
+    if "security" not in document:
+        return {}
+    settings, user = document["security"], document["fleet_users"][fleet]
+    return {
+        "security.protocol": settings["kafka_security_protocol"],
+        "sasl.mechanism": settings["kafka_sasl_mechanism"],
+        "sasl.username": user["username"],
+        "sasl.password": user["password"],
+        "ssl.ca.location": settings["kafka_ssl_ca_location"],
+    }
 
 
 def read_stack(path: Path) -> Stack | None:
@@ -90,14 +109,14 @@ def is_ready(stack: Stack) -> bool:
     return reply.status_code == httpx.codes.OK
 
 
-def ensure_up(path: Path, say: Callable[[str], None]) -> tuple[Stack, bool]:
+def ensure_up(path: Path, say: Callable[[str], None], *, secure: bool = False) -> tuple[Stack, bool]:
     """A ready stack, and whether it was started here. Raises Fatal if none gets ready."""
     stack = read_stack(path)
     started = stack is None
     if stack is None:
         say("starting the embedded stack: Kafka, Postgres, Valkey, S3 and every role")
         # Its own output is its progress.
-        done = subprocess.run([sys.executable, "-m", "runtime.cli", "up"])
+        done = subprocess.run([sys.executable, "-m", "runtime.cli", "up", *(["--secure"] if secure else [])])
         if done.returncode:
             raise Fatal(f"`vlastream up` ended with status {done.returncode}: what it says above tells why")
     end = time.monotonic() + READY_TIMEOUT_S

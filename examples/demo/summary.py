@@ -59,6 +59,40 @@ def task_rows(episodes: Iterable[EpisodeRecord], card: CardFigures) -> list[Task
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolRow:
+    """What the robots of one protocol did. p50_ms: of their requests with actions; None: none had any."""
+
+    protocol: str
+    robots: int
+    episodes: int
+    succeeded: int
+    requests: int
+    with_actions: int
+    p50_ms: float | None
+
+
+def protocol_rows(logbook: Logbook) -> list[ProtocolRow]:
+    """One row a protocol, in the order in which their robots came."""
+    rows = []
+    for protocol in dict.fromkeys(robot.transport for robot in logbook.robots):
+        episodes = [e for e in logbook.episodes if e.transport == protocol]
+        requests = [r for r in logbook.requests if r.transport == protocol]
+        served = [r.round_trip_ms for r in requests if r.outcome == ACTIONS]
+        rows.append(
+            ProtocolRow(
+                protocol=protocol,
+                robots=sum(robot.transport == protocol for robot in logbook.robots),
+                episodes=len(episodes),
+                succeeded=sum(e.end is EpisodeEnd.SUCCESS for e in episodes),
+                requests=len(requests),
+                with_actions=len(served),
+                p50_ms=float(np.median(served)) if served else None,
+            )
+        )
+    return rows
+
+
 def percentile_rows(requests: Sequence[RequestRecord]) -> list[tuple[str, list[float]]]:
     """(stage, p50, p95, p99 in ms) of the requests that brought actions at the first attempt, replies' own timings.
 
@@ -81,9 +115,14 @@ def batch_sizes(requests: Iterable[RequestRecord]) -> list[tuple[int, int]]:
     return sorted(Counter(r.batch_size for r in requests if r.outcome == ACTIONS and r.batch_size).items())
 
 
-def problems(episodes: Sequence[EpisodeRecord], card: CardFigures, books: BooksLike | None) -> list[str]:
+def problems(logbook: Logbook, card: CardFigures, books: BooksLike | None) -> list[str]:
     """Why the demo failed; empty if it did not. `books` None: they could not be read."""
-    found = []
+    found = [
+        f"no robot got actions over {row.protocol} in {row.requests} requests"
+        for row in protocol_rows(logbook)
+        if row.requests and not row.with_actions
+    ]
+    episodes = logbook.episodes
     if books is None:
         found.append("the books could not be read")
     elif not books.balanced:
@@ -116,10 +155,22 @@ def show(console: Console, logbook: Logbook, card: CardFigures, elapsed_s: float
     if repeated:
         outcomes.add_row("of these repeated under the same id", str(repeated), style="dim")
     console.print(outcomes)
+    console.print(_protocol_table(protocol_rows(logbook)))
     if sizes := batch_sizes(logbook.requests):
         console.print(_batch_table(sizes))
     if rows := percentile_rows(logbook.requests):
         console.print(_latency_table(rows))
+
+
+def _protocol_table(rows: list[ProtocolRow]) -> Table:
+    table = Table(title="what each protocol's robots did", min_width=TABLE_WIDTH)
+    table.add_column("protocol")
+    for name in ("robots", "episodes", "succeeded", "requests", "with actions", "p50 ms"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        figures = (row.robots, row.episodes, row.succeeded, row.requests, row.with_actions)
+        table.add_row(row.protocol, *map(str, figures), f"{row.p50_ms:.0f}" if row.p50_ms is not None else "")
+    return table
 
 
 def _latency_table(rows: list[tuple[str, list[float]]]) -> Table:

@@ -36,7 +36,7 @@ def show(console: Console, stack: Stack) -> None:
         table.add_row(str(status), str(code or ""), str(count))
     console.print(table)
     s3: Mapping[str, str] = stack.document["s3"]
-    objects = _objects(s3)
+    objects = _objects(s3, stack.document.get("security", {}).get("s3_ca_bundle"))
     total_bytes = sum(int(found["Size"]) for found in objects)
     console.print(f"{len(objects)} objects with {total_bytes:,} bytes in bucket {s3['bucket']}. To look at both:")
     newest = max(objects, key=lambda found: found["LastModified"])["Key"] if objects else None
@@ -69,13 +69,14 @@ def psql() -> str:
     return str(Path(bundled.origin).parent / "pginstall" / "bin" / "psql")
 
 
-def _objects(s3: Mapping[str, str]) -> list[dict[str, Any]]:
+def _objects(s3: Mapping[str, str], ca_bundle: str | None) -> list[dict[str, Any]]:
     client = boto3.client(
         "s3",
         endpoint_url=s3["endpoint"],
         aws_access_key_id=s3["access_key"],
         aws_secret_access_key=s3["secret_key"],
         region_name=REGION,
+        verify=ca_bundle,
         config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 2}),
     )
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3["bucket"])

@@ -26,7 +26,7 @@ from examples.tabletop.expert import act
 from examples.tabletop.train import POLICY_FOLDER, build_model, save
 from examples.tabletop.world import COLOURS, TASKS, TabletopWorld, instruction_of
 from gpu_consumers.policies.contract import Observation, Policy
-from gpu_consumers.policies.pi0 import PI0Policy
+from gpu_consumers.policies.pi0.policy import PI0Policy
 from runtime.settings import Settings
 from schemas.action_rules import evaluate_chunk
 from schemas.card_files import load_cards

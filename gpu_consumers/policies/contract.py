@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
-from schemas.cards import ModelCard
+from schemas.cards import DType, ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,11 @@ class LoadOptions:
 
     #: For the server that a policy runs on; empty: none.
     api_key: SecretStr = field(default_factory=lambda: SecretStr(""))
+    #: Precision of weights in place of the card's.
+    dtype: DType | None = None
+    #: Take tensors one by one from the mapped file to the device. Otherwise a file is read into memory first, which
+    #: is faster from network disks and takes its size in memory.
+    low_cpu_memory: bool = True
 
 
 AS_THE_CARD_SAYS = LoadOptions()

@@ -8,18 +8,20 @@ from typing import cast
 from gpu_consumers.policies.contract import AS_THE_CARD_SAYS, LoadOptions, Policy
 from runtime.errors import Fatal
 from runtime.settings import Settings
-from schemas.cards import ModelCard
+from schemas.cards import DType, ModelCard
 
 _POLICIES = {
-    "pi0": "gpu_consumers.policies.pi0:PI0Policy",
+    "pi0": "gpu_consumers.policies.pi0.policy:PI0Policy",
+    "openvla": "gpu_consumers.policies.openvla.policy:OpenVLAPolicy",
     "openpi_remote": "gpu_consumers.policies.openpi_remote:OpenpiRemotePolicy",
     "deterministic": "gpu_consumers.policies.deterministic:DeterministicPolicy",
 }
 
 
 def load_options(settings: Settings) -> LoadOptions:
-    """What the environment says about loading: POLICY_API_KEY."""
-    return LoadOptions(api_key=settings.policy_api_key)
+    """What the environment says about loading: POLICY_API_KEY, MODEL_DTYPE and LOW_CPU_MEM_USAGE."""
+    dtype = DType(settings.model_dtype) if settings.model_dtype else None
+    return LoadOptions(api_key=settings.policy_api_key, dtype=dtype, low_cpu_memory=settings.low_cpu_mem_usage)
 
 
 def load_policy(card: ModelCard, device: str, options: LoadOptions = AS_THE_CARD_SAYS) -> Policy:

@@ -1,4 +1,4 @@
-"""The supervisor of `vlastream up` in the background:  python -m runtime.stack FOLDER API_PORT PROGRESS_FD"""
+"""The supervisor of `vlastream up` in the background:  python -m runtime.stack FOLDER API_PORT SECURE PROGRESS_FD"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.stack.commands import run_supervisor
 from runtime.stack.layout import Layout
 
 
-def main(folder: str, api_port: str, progress_fd: str) -> int:
+def main(folder: str, api_port: str, secure: str, progress_fd: str) -> int:
     progress = os.fdopen(int(progress_fd), "w", buffering=1)
 
     def tell(line: str) -> None:
@@ -32,7 +32,7 @@ def main(folder: str, api_port: str, progress_fd: str) -> int:
         progress.close()
 
     try:
-        run_supervisor(Layout(Path(folder)), api_port=int(api_port), say=say, told=told)
+        run_supervisor(Layout(Path(folder)), api_port=int(api_port), secure=secure == "1", say=say, told=told)
     except Fatal as error:
         say(f"error: {error}")
         return 1

@@ -33,7 +33,9 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def up(*, foreground: bool = False, folder: Path = FOLDER, api_port: int = 8000, say: Say = _print) -> int:
+def up(
+    *, foreground: bool = False, secure: bool = False, folder: Path = FOLDER, api_port: int = 8000, say: Say = _print
+) -> int:
     """Start the stack and wait until it serves; returns the exit status.
 
     In the background a supervisor of its own session stays; with `foreground` this program is the supervisor until
@@ -46,9 +48,9 @@ def up(*, foreground: bool = False, folder: Path = FOLDER, api_port: int = 8000,
             say("the stack runs already")
             _describe(layout, say)
         elif foreground:
-            run_supervisor(layout, api_port=api_port, say=say)
+            run_supervisor(layout, api_port=api_port, secure=secure, say=say)
         else:
-            _start_in_background(layout, api_port, say)
+            _start_in_background(layout, api_port, secure, say)
     except Fatal as error:
         say(f"error: {error}")
         return 1
@@ -61,9 +63,9 @@ def _demo_models() -> dict[str, str]:
     return {} if chosen or not _DEMO_TOWER.is_dir() else {"IMAGE_EMBEDDING_MODEL": str(_DEMO_TOWER)}
 
 
-def run_supervisor(layout: Layout, *, api_port: int, say: Say, told: Say | None = None) -> None:
+def run_supervisor(layout: Layout, *, api_port: int, say: Say, secure: bool = False, told: Say | None = None) -> None:
     """Be the supervisor until a signal. `told` hears the word `up` once the stack serves. Raises Fatal."""
-    stack = Stack(layout, env=_demo_models(), api_port=api_port, say=say)
+    stack = Stack(layout, env=_demo_models(), api_port=api_port, secure=secure, say=say)
 
     def handle(signum: int, frame: FrameType | None) -> None:
         stack.request_stop()
@@ -82,11 +84,11 @@ def run_supervisor(layout: Layout, *, api_port: int, say: Say, told: Say | None 
             signal.signal(number, handler)
 
 
-def _start_in_background(layout: Layout, api_port: int, say: Say) -> None:
+def _start_in_background(layout: Layout, api_port: int, secure: bool, say: Say) -> None:
     reading, writing = os.pipe()
     with layout.log("supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "runtime.stack", str(layout.folder), str(api_port), str(writing)],
+            [sys.executable, "-m", "runtime.stack", str(layout.folder), str(api_port), str(int(secure)), str(writing)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -121,6 +123,8 @@ def _describe(layout: Layout, say: Say) -> None:
         return
     say(f"API      {stack['api']}  (its reference: {stack['api']}/docs)")
     say(f"key      api_key in {layout.stack_file}, with the addresses and passwords of all servers")
+    if "security" in stack:
+        say("secure   TLS and users everywhere: what clients need is in security and fleet_users of the same file")
     say(f"logs     {layout.folder / 'logs'}")
     say("look     vlastream ps")
     say("stop     vlastream down")

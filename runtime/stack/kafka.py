@@ -7,10 +7,14 @@ import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from runtime.stack.certificates import BROKER_NAME
 from runtime.stack.component import Command, Component, Say
 from runtime.stack.jars import jars, java
 from runtime.stack.layout import LOOPBACK, Layout, whole_or_absent
+from runtime.stack.security import BROKER_USER, MECHANISM, StackSecurity
+from schemas.access import ADMIN_USER
 
 COORDINATES = "org.apache.kafka:kafka_2.13:4.4.0"
 #: Kafka logs through slf4j and leaves the binding to log4j to its distribution. Resolved by itself: resolved together,
@@ -35,8 +39,10 @@ logger.server.level = info
 class Kafka(Component):
     name = role = "kafka"
 
-    def __init__(self, layout: Layout, jvm_options: Sequence[str] = ()) -> None:
+    def __init__(self, layout: Layout, jvm_options: Sequence[str] = (), security: StackSecurity | None = None) -> None:
+        """security: with it clients come by TLS and SCRAM, and may do what their ACLs say; without it, anything."""
         self._layout = layout
+        self._security = security
         self._jvm_options = jvm_options
         self._port = layout.port("kafka")
         self._controller_port = layout.port("kafka-controller")
@@ -49,15 +55,23 @@ class Kafka(Component):
 
     def prepare(self, say: Say) -> None:
         self._jars = [*jars(COORDINATES, say), *jars(LOG_BINDING, say, alone=True)]
-        self._properties_file.write_text(self._properties(self._data))
+        if self._security is not None:
+            self._security.prepare()
+        self._write_properties(self._properties_file, self._data)
         self._logging_file.write_text(_LOGGING)
         if not self._data.exists():
             with whole_or_absent(self._data) as folder:
                 format_file = self._layout.data("kafka-format.properties")
-                format_file.write_text(self._properties(folder))
+                self._write_properties(format_file, folder)
                 cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-                # One word: an id may begin with a dash.
-                arguments = ["format", f"--cluster-id={cluster_id}", "--config", str(format_file)]
+                arguments = ["format"]
+                if self._security is not None:
+                    # They must stand in the very first record: no user could log in to make the first one.
+                    for user in self._security.users:
+                        credentials = f"[name={user},password={self._security.password(user)}]"
+                        arguments += ["--add-scram", f"{MECHANISM}={credentials}"]
+                # One word: an id may begin with a dash. Last, as what a failure shows of this is its end.
+                arguments += [f"--cluster-id={cluster_id}", "--config", str(format_file)]
                 self._java("kafka.tools.StorageTool", arguments, [*QUICK_START, "-Xmx128m"]).run(
                     log=self._layout.log("kafka")
                 )
@@ -75,9 +89,54 @@ class Kafka(Component):
         except OSError:
             return False
         try:
-            return len(AdminClient({"bootstrap.servers": self.bootstrap}).list_topics(timeout=1).brokers) == 1
+            admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 2, **self._admin_security()})
+            return len(admin.list_topics(timeout=1).brokers) == 1
         except KafkaException:
             return False
+
+    def _admin_security(self) -> dict[str, Any]:
+        if self._security is None:
+            return {}
+        from runtime.kafka import security_config
+        from runtime.settings import Settings
+
+        return security_config(Settings.model_validate(self._security.kafka_settings(ADMIN_USER)))
+
+    def _write_properties(self, file: Path, log_dirs: Path) -> None:
+        # They may hold a password.
+        file.touch(mode=0o600)
+        listeners = self._plain_listeners() if self._security is None else self._secure_listeners(self._security)
+        properties = {**listeners, **self._properties(log_dirs)}
+        file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+
+    def _plain_listeners(self) -> dict[str, object]:
+        return {
+            "listeners": f"PLAINTEXT://{LOOPBACK}:{self._port},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self._port}",
+        }
+
+    def _secure_listeners(self, security: StackSecurity) -> dict[str, object]:
+        login = "org.apache.kafka.common.security.scram.ScramLoginModule required"
+        own = f'username="{BROKER_USER}" password="{security.password(BROKER_USER)}"'
+        users = (f"User:{ADMIN_USER}", f"User:{BROKER_USER}", f"User:CN={BROKER_NAME}")
+        return {
+            "listeners": f"CLIENTS://{LOOPBACK}:{self._port},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+            "advertised.listeners": f"CLIENTS://{LOOPBACK}:{self._port}",
+            "listener.security.protocol.map": "CLIENTS:SASL_SSL,CONTROLLER:SSL",
+            "inter.broker.listener.name": "CLIENTS",
+            "sasl.enabled.mechanisms": MECHANISM,
+            "sasl.mechanism.inter.broker.protocol": MECHANISM,
+            f"listener.name.clients.{MECHANISM.lower()}.sasl.jaas.config": f"{login} {own};",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": security.certificates.chain_and_key,
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": security.certificates.ca,
+            # Clients prove themselves by SCRAM. The controller hears only who has the broker's certificate.
+            "listener.name.controller.ssl.client.auth": "required",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": ";".join(users),
+            "allow.everyone.if.no.acl.found": "false",
+        }
 
     @property
     def _properties_file(self) -> Path:
@@ -103,36 +162,31 @@ class Kafka(Component):
             ]
         )
 
-    def _properties(self, log_dirs: Path) -> str:
-        return "".join(
-            f"{name}={value}\n"
-            for name, value in {
-                "process.roles": "broker,controller",
-                "node.id": 1,
-                # A fixed voter, not one stored at formatting: the port may be another one at the next start.
-                "controller.quorum.voters": f"1@{LOOPBACK}:{self._controller_port}",
-                "controller.listener.names": "CONTROLLER",
-                "listeners": f"PLAINTEXT://{LOOPBACK}:{self._port},CONTROLLER://{LOOPBACK}:{self._controller_port}",
-                "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self._port}",
-                "log.dirs": log_dirs,
-                "auto.create.topics.enable": "false",
-                "message.max.bytes": 2 * 1024 * 1024,
-                "group.initial.rebalance.delay.ms": 0,
-                "group.min.session.timeout.ms": 2000,
-                "offsets.topic.num.partitions": 4,
-                "offsets.topic.replication.factor": 1,
-                "transaction.state.log.num.partitions": 4,
-                "transaction.state.log.replication.factor": 1,
-                "transaction.state.log.min.isr": 1,
-                "share.coordinator.state.topic.num.partitions": 4,
-                "share.coordinator.state.topic.replication.factor": 1,
-                "share.coordinator.state.topic.min.isr": 1,
-                "num.network.threads": 2,
-                "num.io.threads": 4,
-                "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
-                # After a kill the controller takes the broker back only when its old session has ended.
-                "broker.session.timeout.ms": 2000,
-                "broker.heartbeat.interval.ms": 500,
-                "controlled.shutdown.enable": "false",
-            }.items()
-        )
+    def _properties(self, log_dirs: Path) -> dict[str, object]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            # A fixed voter, not one stored at formatting: the port may be another one at the next start.
+            "controller.quorum.voters": f"1@{LOOPBACK}:{self._controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": log_dirs,
+            "auto.create.topics.enable": "false",
+            "message.max.bytes": 2 * 1024 * 1024,
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 2000,
+            "offsets.topic.num.partitions": 4,
+            "offsets.topic.replication.factor": 1,
+            "transaction.state.log.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "share.coordinator.state.topic.num.partitions": 4,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+            # After a kill the controller takes the broker back only when its old session has ended.
+            "broker.session.timeout.ms": 2000,
+            "broker.heartbeat.interval.ms": 500,
+            "controlled.shutdown.enable": "false",
+        }

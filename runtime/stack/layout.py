@@ -115,6 +115,11 @@ class Layout:
         """Which processes were started from here, to find those that outlived a supervisor."""
         return self.folder / "processes.json"
 
+    @property
+    def fleets_file(self) -> Path:
+        """The fleets that stack.json tells, where there are more than those of FLEETS."""
+        return self.folder / "data" / "fleets.json"
+
     def data(self, name: str) -> Path:
         return self.folder / "data" / name
 

@@ -7,6 +7,7 @@ import pwd
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 
@@ -31,17 +32,21 @@ class Postgres(Component):
     def __init__(self, layout: Layout, parameters: Mapping[str, str] | None = None) -> None:
         self._layout = layout
         self._data = layout.data("postgres")
-        self._port = layout.port("postgres")
+        self.port = layout.port("postgres")
         self._password = layout.secret("postgres")
         self._parameters = dict(parameters or {})
         self._uid = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+
+    def dsn_by_tls(self, port: int, ca: Path) -> str:
+        """By way of the TLS front at this port. Its TLS begins at once, as this build of Postgres knows none."""
+        return f"{self.dsn_of(_DATABASE, port)}?sslmode=verify-full&sslnegotiation=direct&sslrootcert={quote(str(ca))}"
 
     @property
     def dsn(self) -> str:
         return self.dsn_of(_DATABASE)
 
-    def dsn_of(self, database: str) -> str:
-        return f"postgresql://{_USER}:{self._password}@{LOOPBACK}:{self._port}/{database}"
+    def dsn_of(self, database: str, port: int | None = None) -> str:
+        return f"postgresql://{_USER}:{self._password}@{LOOPBACK}:{port or self.port}/{database}"
 
     def prepare(self, say: Say) -> None:
         if not self._data.exists():
@@ -52,7 +57,7 @@ class Postgres(Component):
     def command(self) -> Command:
         parameters = {
             "listen_addresses": LOOPBACK,
-            "port": str(self._port),
+            "port": str(self.port),
             "unix_socket_directories": "",
             "timezone": "UTC",
             "log_timezone": "UTC",

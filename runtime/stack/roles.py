@@ -29,6 +29,11 @@ class Role:
     #: The API serves people and metrics on one port; all others have a port for metrics only.
     serves_api: bool = False
 
+    @property
+    def user(self) -> str:
+        """Its Kafka user, where Kafka has users (schemas/access.py)."""
+        return self.name.replace(" ", "-")
+
 
 @dataclass(frozen=True)
 class SetupStep:
@@ -38,6 +43,8 @@ class SetupStep:
     argv: Sequence[str]
     #: Name of a secret that it prints as its last word; it is run only as long as that secret is not known.
     makes_secret: str | None = None
+    #: What is added to the command line on a secure stack.
+    secure_argv: Sequence[str] = ()
 
 
 #: What a request goes through, and what writes it down.
@@ -56,7 +63,7 @@ ROLES = (
 )
 
 SETUP_STEPS = (
-    SetupStep("topics", vlastream("topics", "apply")),
+    SetupStep("topics", vlastream("topics", "apply"), secure_argv=("--acls",)),
     SetupStep("database", vlastream("db", "upgrade")),
     SetupStep(
         "api key",

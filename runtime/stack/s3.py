@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import secrets
+import ssl
 from dataclasses import dataclass
 
 from runtime.stack.component import Command, Component, Say
 from runtime.stack.jars import jars, java
 from runtime.stack.layout import LOOPBACK, Layout
+from runtime.stack.security import StackSecurity
 
 COORDINATES = "org.gaul:s3proxy:4.1.0:jar-with-dependencies"
 
@@ -26,13 +28,16 @@ class S3(Component):
 
     name = role = "s3"
 
-    def __init__(self, layout: Layout, bucket: str = "vla-training-data") -> None:
+    def __init__(
+        self, layout: Layout, bucket: str = "vla-training-data", security: StackSecurity | None = None
+    ) -> None:
         self._port = layout.port("s3")
         self._data = layout.data("s3")
         self._properties_file = layout.data("s3.properties")
         self._jar = ""
+        self._security = security
         self.settings = S3Settings(
-            endpoint=f"http://{LOOPBACK}:{self._port}",
+            endpoint=f"{'http' if security is None else 'https'}://{LOOPBACK}:{self._port}",
             bucket=bucket,
             access_key=layout.secret("s3_access_key", lambda: f"vla{secrets.token_hex(8)}"),
             secret_key=layout.secret("s3_secret_key"),
@@ -43,7 +48,7 @@ class S3(Component):
         (self._data / self.settings.bucket).mkdir(parents=True, exist_ok=True)
         self._properties_file.touch(mode=0o600)
         properties = {
-            "s3proxy.endpoint": self.settings.endpoint,
+            **self._endpoint(),
             "s3proxy.authorization": "aws-v2-or-v4",
             "s3proxy.identity": self.settings.access_key,
             "s3proxy.credential": self.settings.secret_key,
@@ -54,12 +59,22 @@ class S3(Component):
         }
         self._properties_file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
 
+    def _endpoint(self) -> dict[str, str]:
+        if self._security is None:
+            return {"s3proxy.endpoint": self.settings.endpoint}
+        self._security.prepare()
+        return {
+            "s3proxy.secure-endpoint": self.settings.endpoint,
+            "s3proxy.keystore-path": str(self._security.certificates.pkcs12),
+            "s3proxy.keystore-password": self._security.keystore_password,
+        }
+
     def command(self) -> Command:
         options = ["-Xmx192m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-DLOG_LEVEL=warn"]
         return Command([java(), *options, "-jar", self._jar, "--properties", str(self._properties_file)])
 
     def is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=1)
+        connection = self._connection()
         try:
             connection.request("GET", "/")  # unsigned: any answer will do
             return connection.getresponse().status < 500
@@ -67,3 +82,9 @@ class S3(Component):
             return False
         finally:
             connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._security is None:
+            return http.client.HTTPConnection(LOOPBACK, self._port, timeout=1)
+        context = ssl.create_default_context(cafile=str(self._security.certificates.ca))
+        return http.client.HTTPSConnection(LOOPBACK, self._port, timeout=1, context=context)

@@ -21,8 +21,11 @@ from runtime.stack.layout import Layout, read_json, write_json
 from runtime.stack.postgres import Postgres
 from runtime.stack.roles import ROLES, SETUP_STEPS, Role, RoleProcess, SetupStep
 from runtime.stack.s3 import S3
+from runtime.stack.security import StackSecurity, remember_mode
 from runtime.stack.supervisor import Supervisor
+from runtime.stack.tls import TlsFront
 from runtime.stack.valkey import Valkey
+from schemas.access import ADMIN_USER
 
 _SERVERS_TIMEOUT_S = 120.0
 #: Part of the time for stopping that is kept for the servers, after the roles.
@@ -44,9 +47,12 @@ class Stack:
         setup_steps: Sequence[SetupStep] = SETUP_STEPS,
         env: Mapping[str, str] | None = None,
         api_port: int = 8000,
+        secure: bool = False,
         say: Say = print,
     ) -> None:
         """`env` goes to every role and set-up step, above this program's environment and what the stack itself sets.
+
+        `secure`: every server is spoken to by TLS, and each role has a Kafka user that may do what it needs.
 
         `api_port` is only preferred: where it is taken the API gets another one, told in stack.json.
         """
@@ -55,6 +61,9 @@ class Stack:
         self._setup_steps = setup_steps
         self._env = dict(env or {})
         self._api_port = api_port
+        self._secure = secure
+        self._security: StackSecurity | None = None
+        self._tls: TlsFront | None = None
         self._say = say
         self._lock: IO[str] | None = None
         self._api_key: str | None = None
@@ -148,11 +157,17 @@ class Stack:
             self._ended.set()
 
     def _start_servers(self, deadline: Deadline) -> None:
-        self._kafka = Kafka(self.layout)
+        if remember_mode(self.layout, secure=self._secure):
+            self._security = StackSecurity(self.layout, self._fleets.split(","))
+            self._security.prepare()
+        self._kafka = Kafka(self.layout, security=self._security)
         self._postgres = Postgres(self.layout)
         self._valkey = Valkey(self.layout)
-        self._s3 = S3(self.layout)
+        self._s3 = S3(self.layout, security=self._security)
         servers: list[Component] = [self._kafka, self._postgres, self._valkey, self._s3]
+        if self._security is not None:
+            self._tls = TlsFront(self.layout, self._security, self._postgres, self._valkey)
+            servers.append(self._tls)
         self._servers = servers
         preparations = [_Preparation(server, self._say) for server in servers]
         began_s = told_s = time.monotonic()
@@ -171,11 +186,12 @@ class Stack:
         self._supervisor.wait_ready(servers, Deadline(min(_SERVERS_TIMEOUT_S, deadline.remaining_s)), self._stop)
 
     def _set_up(self) -> None:
-        env = self._shared_env()
+        env = self._shared_env() | self._identity(ADMIN_USER)
         log_file = self.layout.log("setup")
         for step in self._setup_steps:
             self._supervisor.tick()
-            command = Command(step.argv, env=env | {"LOG_FORMAT": "text"})
+            argv = (*step.argv, *step.secure_argv) if self._security is not None else step.argv
+            command = Command(argv, env=env | {"LOG_FORMAT": "text"})
             began_s = time.monotonic()
             self._say(f"setting up: {step.name}")
             if step.makes_secret is None:
@@ -190,7 +206,7 @@ class Stack:
     def _start_roles(self, deadline: Deadline) -> None:
         env = self._shared_env()
         self._role_processes = [
-            RoleProcess(self.layout, role, instance, env, self._api_port)
+            RoleProcess(self.layout, role, instance, env | self._identity(role.user), self._api_port)
             for role in self._roles
             for instance in range(role.count)
         ]
@@ -203,8 +219,8 @@ class Stack:
         s3 = self._s3.settings
         return {
             "KAFKA_BOOTSTRAP_SERVERS": self._kafka.bootstrap,
-            "DATABASE_URL": self._postgres.dsn,
-            "REDIS_URL": self._valkey.url,
+            "DATABASE_URL": self._database_url,
+            "REDIS_URL": self._redis_url,
             "ENABLE_S3_STORAGE": "true",
             "S3_ENDPOINT": s3.endpoint,
             "S3_BUCKET": s3.bucket,
@@ -212,11 +228,31 @@ class Stack:
             "S3_SECRET_KEY": s3.secret_key,
             "STACK_FILE": str(self.layout.stack_file.resolve()),
             "LOG_FORMAT": "json",
-            "FLEETS": "demo",
+            "FLEETS": self._fleets,
             # A broker of our own lets a dead member go sooner than the default of other installations.
             "KAFKA_SESSION_TIMEOUT_MS": "3000",
             **self._env,
         }
+
+    @property
+    def _fleets(self) -> str:
+        return self._env.get("FLEETS", "demo")
+
+    @property
+    def _database_url(self) -> str:
+        return self._postgres.dsn if self._tls is None else self._tls.database_url
+
+    @property
+    def _redis_url(self) -> str:
+        return self._valkey.url if self._tls is None else self._tls.redis_url
+
+    def _identity(self, user: str) -> dict[str, str]:
+        """What makes a process this user of Kafka, or lets it check certificates where it uses no Kafka."""
+        if self._security is None:
+            return {}
+        if user not in self._security.users:
+            return {"S3_CA_BUNDLE": str(self._security.certificates.ca)}
+        return {name.upper(): value for name, value in self._security.kafka_settings(user).items()}
 
     def _write_stack_file(self) -> None:
         if self._stop.is_set() or not self._role_processes:
@@ -228,11 +264,12 @@ class Stack:
             {
                 "api": api,
                 "kafka": self._kafka.bootstrap,
-                "database": self._postgres.dsn,
-                "redis": self._valkey.url,
+                "database": self._database_url,
+                "redis": self._redis_url,
                 "s3": asdict(self._s3.settings),
                 "api_key": self._api_key,
-                "fleets": self._shared_env()["FLEETS"],
+                "fleets": ",".join(read_json(self.layout.fleets_file) or [self._fleets]),
+                **self._security_document(),
                 "supervisor_pid": os.getpid(),
                 "processes": [
                     {"role": component.role, "pid": pids[component.name], "metrics": component.metrics_url}
@@ -241,6 +278,15 @@ class Stack:
                 ],
             },
         )
+
+    def _security_document(self) -> dict[str, Any]:
+        """What clients need besides addresses: settings for operators' commands, and each fleet's user."""
+        if self._security is None:
+            return {}
+        return {
+            "security": self._security.kafka_settings(ADMIN_USER),
+            "fleet_users": self._security.fleet_credentials(),
+        }
 
 
 class _Preparation:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import quote
+
 from runtime.stack.component import Command, Component, Say
 from runtime.stack.layout import LOOPBACK, Layout
 
@@ -12,21 +15,25 @@ class Valkey(Component):
     name = role = "valkey"
 
     def __init__(self, layout: Layout) -> None:
-        self._port = layout.port("valkey")
+        self.port = layout.port("valkey")
         self._password = layout.secret("valkey")
         self._data = layout.data("valkey")
         self._config_file = layout.data("valkey.conf")
 
     @property
     def url(self) -> str:
-        return f"redis://:{self._password}@{LOOPBACK}:{self._port}/0"
+        return f"redis://:{self._password}@{LOOPBACK}:{self.port}/0"
+
+    def url_by_tls(self, port: int, ca: Path) -> str:
+        """By way of the TLS front at this port, as this build of Valkey knows no TLS."""
+        return f"rediss://:{self._password}@{LOOPBACK}:{port}/0?ssl_ca_certs={quote(str(ca))}"
 
     def prepare(self, say: Say) -> None:
         self._data.mkdir(exist_ok=True)
         self._config_file.touch(mode=0o600)
         settings = {
             "bind": LOOPBACK,
-            "port": self._port,
+            "port": self.port,
             "requirepass": self._password,
             "dir": f'"{self._data}"',
             "daemonize": "no",

@@ -14,14 +14,14 @@ from tests.e2e.running_stack import RunningStack
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[RunningStack]:
     layout = Layout(tmp_path_factory.mktemp("stack"))
     environment = {
         "DEFAULT_CONSENT_TIER": "full",
         "PARQUET_FLUSH_INTERVAL_S": "2",
         "IMAGE_EMBEDDING_MODEL": str(Path(__file__).resolve().parents[2] / "examples" / "tabletop" / "vision_tower"),
     }
-    with Stack(layout, env=environment) as started:
+    with Stack(layout, env=environment, secure=pytestconfig.getoption("--secure-stack")) as started:
         yield RunningStack(layout, started)
 
 

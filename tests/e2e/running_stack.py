@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import psycopg
 
+from examples.demo.stack_access import fleet_security
 from examples.tabletop.world import TabletopWorld
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
@@ -47,7 +48,12 @@ class RunningStack:
         found = self.file
         s3 = {f"s3_{name}": value for name, value in found["s3"].items()}
         values = {"database_url": found["database"], "redis_url": found["redis"], "fleets": found["fleets"], **s3}
-        return Settings(_env_file=None, kafka_bootstrap_servers=found["kafka"], **values)
+        values |= {"kafka_bootstrap_servers": found["kafka"], **found.get("security", {})}
+        return Settings(_env_file=None, stack_file=self._layout.stack_file, **values)
+
+    def fleet_security(self, fleet: str) -> dict[str, str]:
+        """What a robot of a fleet that the stack begins with tells Kafka; nothing where the stack is plain."""
+        return fleet_security(self.file, fleet)
 
     def post(self, body: dict[str, Any], **options: Any) -> httpx.Response:
         return httpx.post(f"{self.api}/v1/inference", json=body, headers=self.headers, timeout=30, **options)

@@ -12,7 +12,7 @@ from tests.e2e.running_stack import RunningStack
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("transport", "rate"), [("rest", 50), ("kafka", 20)])
+@pytest.mark.parametrize(("transport", "rate"), [("rest", 50), ("websocket", 10), ("kafka", 20)])
 def test_a_robot_does_its_task_at_its_rate_over_each_transport(
     stack: RunningStack, settings: Settings, capsys: pytest.CaptureFixture[str], transport: str, rate: int
 ) -> None:

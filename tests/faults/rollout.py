@@ -47,7 +47,9 @@ def roll_a_revision(scene: Scene) -> None:
 
 
 def _place(robot_id: str, weights: Mapping[str, float]) -> str:
-    card = route(CARD.model, robot_id, CARD.embodiments[0], CARDS, weights)
+    robot = CARDS.embodiment(CARD.embodiments[0])
+    assert robot is not None
+    card = route(CARD.model, robot_id, robot, CARDS, weights)
     assert card is not None
     return card.deployment
 

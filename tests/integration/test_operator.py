@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,25 +20,31 @@ from confluent_kafka import Consumer, TopicPartition
 
 from runtime.dead_letters import write_dead_letter
 from runtime.dlq.replay import REPLAYED_FROM
+from runtime.embodiments import RobotTypes, next_embodiment, publish_embodiment
 from runtime.errors import Poison
 from runtime.kafka import Record, build_consumer, build_producer, end_positions, record_of
+from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.stack.kafka import Kafka
 from runtime.stack.layout import Layout
 from runtime.topic_admin import apply_topics
+from runtime.view import CompactedView
 from schemas import headers as h
+from schemas.card_files import load_cards
+from schemas.cards import EmbodimentCard
 from schemas.codes import Code
 from schemas.ids import partition_of
-from schemas.messages import Outcome
-from schemas.topics import CONTROL, OUTCOMES, REPLIES, REQUESTS, RESULTS, accepted_topic, dead_letter_topic
+from schemas.messages import Outcome, SafetyMode
+from schemas.topics import CONTROL, EMBODIMENTS, OUTCOMES, REPLIES, REQUESTS, RESULTS, accepted_topic, dead_letter_topic
 from tests import pictures
 from tests.cards import model
 from tests.embedded import running
 from tests.fleet_log import InstantWorker, OpenLoopLoad, request
 from tests.integration.test_gate_takeover import gates, wait_until_ready
 from tests.integration.test_request_reply import card_folder
+from tests.unit.test_own_robots import own, served
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -80,7 +88,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     with running(kafka, layout):
         environment = {
             "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
-            "CARDS_DIR": str(card_folder(folder / "cards")),
+            "CARDS_DIR": str(card_folder(folder / "cards", served().models[0])),
             "DATA_DIR": str(folder / "data"),
         }
         settings = Settings(
@@ -166,12 +174,13 @@ def following(settings: Settings, topic: str) -> Iterator[Follower]:
         follower.close()
 
 
-def ask(settings: Settings, *robots: str) -> dict[str, str]:
+def ask(settings: Settings, *robots: str, robot_type: str = "test_arm") -> dict[str, str]:
     """One request of each robot; request id -> robot."""
     producer = build_producer(settings, "ask")
     sent = {}
     for robot in robots:
         asked = request(time.monotonic_ns() % 2**32, robot_id=robot, picture=pictures.jpeg())
+        asked.robot_type = robot_type
         headers = h.encode({h.CUSTOMER_ID: "customer", h.REPLY_TOPIC: REPLIES, h.REPLY_PARTITION: 0})
         producer.produce(REQUESTS, asked.SerializeToString(), key=robot, headers=list(headers))
         sent[asked.request_id] = robot
@@ -230,6 +239,40 @@ def test_a_stop_holds_for_what_is_asked_and_for_what_is_in_flight_until_the_resu
         assert "arm-1" not in installation.run("stops")
         history = installation.run("stops", "--history").splitlines()
         assert [line.split("  ")[1] for line in history if "arm-1 " in line] == ["stopped", "resumed"]
+
+
+@pytest.mark.timeout(240)
+def test_a_robot_type_that_a_customer_brings_is_served_until_it_is_withdrawn(installation: Installation) -> None:
+    settings = installation.settings
+    card = EmbodimentCard.model_validate(own())
+    record = next_embodiment(RobotTypes(load_cards(settings.cards_dir)), "customer", card, who="k", origin="o")
+    publisher = Publisher(build_producer(settings, "robots"), Metrics())
+    try:
+        with InstantWorker(settings), following(settings, OUTCOMES) as outcomes:
+
+            def answer() -> Outcome:
+                return outcomes.wait_for_outcomes(set(ask(settings, "arm-7", robot_type="my_arm"))).popitem()[1]
+
+            assert code(answer()) == Code.INVALID_ROBOT_TYPE
+            asyncio.run(publish_embodiment(publisher, "customer", "my_arm", record))
+            while (answered := answer()).rejection.code:
+                assert answered.rejection.code == Code.INVALID_ROBOT_TYPE
+            assert list(answered.chunk.names) == ["j1", "j2", "grip"]
+            assert answered.chunk.safety.mode == SafetyMode.SAFETY_MODE_MONITOR
+            # Of one customer's own: nobody else's robots are of this type.
+            robots = RobotTypes(load_cards(settings.cards_dir))
+            view = CompactedView(partial(build_consumer, settings, "late", group=None), EMBODIMENTS, robots.update)
+            view.start()
+            assert view.wait_ready(30)
+            view.close(Deadline(10))
+            assert robots.find("customer", "my_arm") == card
+            assert robots.find("another", "my_arm") is None
+            asyncio.run(publish_embodiment(publisher, "customer", "my_arm", None))
+            while not (withdrawn := answer()).rejection.code:
+                pass
+            assert withdrawn.rejection.code == Code.INVALID_ROBOT_TYPE
+    finally:
+        publisher.close(10)
 
 
 @pytest.mark.timeout(240)

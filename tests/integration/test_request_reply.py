@@ -32,6 +32,7 @@ from runtime.stack.kafka import Kafka
 from runtime.stack.layout import Layout, free_port
 from runtime.topic_admin import apply_topics
 from schemas import headers as h
+from schemas.cards import ModelCard
 from schemas.messages import InferenceRequest, Outcome, WorkerHeartbeat
 from schemas.topics import REQUESTS, WORKERS
 from sinks.migrate import upgrade
@@ -46,8 +47,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SILENT = "silent-arm"
 
 
-def card_folder(folder: Path) -> Path:
-    for kind, name, card in (("embodiments", "test_arm", embodiment()), ("models", "test_model", model())):
+def card_folder(folder: Path, served: ModelCard | None = None) -> Path:
+    for kind, name, card in (("embodiments", "test_arm", embodiment()), ("models", "test_model", served or model())):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         content = card.model_dump(mode="json", exclude_none=True)
         (folder / kind / f"{name}.yaml").write_text(yaml.safe_dump(content))

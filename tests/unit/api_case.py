@@ -25,9 +25,11 @@ from ingest_api.key_stores import KeyRecord, reference_of_id
 from ingest_api.keys import KeyRing, hash_key
 from ingest_api.limits import Limits, NoLimits
 from ingest_api.replies import Reply
+from ingest_api.sessions import Sessions
 from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
 from runtime.database import Database
+from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
 from runtime.metrics import Metrics
 from runtime.settings import Settings
@@ -48,7 +50,7 @@ from schemas.messages import (
     WorkerHeartbeat,
 )
 from schemas.scopes import DEFAULT_SCOPES
-from schemas.topics import CONSENT, CONTROL, EPISODES, FEEDBACK
+from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, EPISODES, FEEDBACK
 from tests.cards import cards
 from tests.pictures import jpeg
 
@@ -260,7 +262,7 @@ class Api:
     dependencies: dict[str, Dependency] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
     broker: InMemoryBroker = field(
-        default_factory=lambda: InMemoryBroker({CONTROL: 1, CONSENT: 1, EPISODES: 2, FEEDBACK: 2})
+        default_factory=lambda: InMemoryBroker({CONTROL: 1, CONSENT: 1, EMBODIMENTS: 1, EPISODES: 2, FEEDBACK: 2})
     )
     reader: ListedRows = field(default_factory=ListedRows)
     embedder: ScriptedEmbedder = field(default_factory=ScriptedEmbedder)
@@ -269,9 +271,12 @@ class Api:
     database: Database = field(default_factory=absent_database)
     tokens: Tokens | None = field(default_factory=lambda: Tokens("j" * 32))
     consents: ConsentList = field(default_factory=lambda: ConsentList("none", "partial"))
+    robots: RobotTypes = field(default_factory=lambda: RobotTypes(cards()))
+    clock: ManualClock = field(default_factory=ManualClock)
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sessions = Sessions(self.settings.stream_max_sessions, self.metrics)
         self.publisher = self.broker.publisher()
         self.beat()
         self.keys = KeyRing(
@@ -281,7 +286,7 @@ class Api:
             stale_s=600,
             metrics=self.metrics,
             tokens=self.tokens,
-            clock=ManualClock(),
+            clock=self.clock,
         )
         health = Health(
             dependencies=self.dependencies,
@@ -292,8 +297,10 @@ class Api:
             weights_of=self.traffic.weights,
         )
         services = Services(
-            cards=cards(),
+            cards=self.robots.cards,
+            robots=self.robots,
             metrics=self.metrics,
+            sessions=self.sessions,
             gateway=self.gateway,
             keys=self.keys,
             workers=self.workers,

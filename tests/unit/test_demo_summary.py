@@ -38,7 +38,13 @@ def episodes(succeeded: int, failed: int = 0, unfinished: int = 0, task: str = "
     ends = [EpisodeEnd.SUCCESS] * succeeded + [EpisodeEnd.FAILURE] * failed + [EpisodeEnd.UNFINISHED] * unfinished
     return [
         EpisodeRecord(
-            robot_id="arm-1", task=task, instruction="pick up the red block", end=end, control_steps=9, held_steps=0
+            robot_id="arm-1",
+            transport="REST",
+            task=task,
+            instruction="pick up the red block",
+            end=end,
+            control_steps=9,
+            held_steps=0,
         )
         for end in ends
     ]
@@ -57,30 +63,43 @@ def request(round_trip_ms: float = 20.0, transport: str = "REST", **changes: obj
 
 
 def test_a_fleet_that_does_its_task_with_balanced_books_passes() -> None:
-    assert summary.problems(episodes(9, failed=1), CARD, SomeBooks()) == []
+    assert summary.problems(Logbook(episodes=episodes(9, failed=1)), CARD, SomeBooks()) == []
 
 
 def test_too_little_success_fails_and_says_how_much() -> None:
-    (problem,) = summary.problems(episodes(8, failed=2), CARD, SomeBooks())
+    (problem,) = summary.problems(Logbook(episodes=episodes(8, failed=2)), CARD, SomeBooks())
     assert "80.0%" in problem
     assert "90.0%" in problem
 
 
 def test_an_unfinished_episode_is_no_success() -> None:
-    assert summary.problems(episodes(8, unfinished=2), CARD, SomeBooks())
+    assert summary.problems(Logbook(episodes=episodes(8, unfinished=2)), CARD, SomeBooks())
 
 
 def test_books_that_do_not_balance_fail_whatever_the_success() -> None:
-    (problem,) = summary.problems(episodes(10), CARD, SomeBooks(balanced=False))
+    (problem,) = summary.problems(Logbook(episodes=episodes(10)), CARD, SomeBooks(balanced=False))
     assert "requests 3, rows 2" in problem
 
 
 def test_books_that_cannot_be_read_fail() -> None:
-    assert summary.problems(episodes(10), CARD, None) == ["the books could not be read"]
+    assert summary.problems(Logbook(episodes=episodes(10)), CARD, None) == ["the books could not be read"]
 
 
 def test_no_episode_at_all_fails() -> None:
-    assert summary.problems([], CARD, SomeBooks()) == ["no episode was begun"]
+    assert summary.problems(Logbook(), CARD, SomeBooks()) == ["no episode was begun"]
+
+
+def test_a_protocol_over_which_no_robot_got_actions_fails_the_demo() -> None:
+    logbook = Logbook(
+        robots=[RobotStatus("arm-1", "REST"), RobotStatus("arm-2", "WebSocket"), RobotStatus("arm-3", "WebSocket")],
+        requests=[request(), request(30.0), request(transport="WebSocket", outcome="late")],
+        episodes=episodes(10),
+    )
+    (problem,) = summary.problems(logbook, CARD, SomeBooks())
+    assert "WebSocket" in problem
+    rest, websocket = summary.protocol_rows(logbook)
+    assert (rest.robots, rest.episodes, rest.succeeded, rest.requests, rest.p50_ms) == (1, 10, 10, 2, 25.0)
+    assert (websocket.robots, websocket.requests, websocket.with_actions, websocket.p50_ms) == (2, 1, 0, None)
 
 
 def test_tasks_stand_beside_the_cards_figures_also_those_that_nobody_did() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
+from gpu_consumers.conversions import conversions_of
 from gpu_consumers.openpi_client import ServerError, pack, unpack
 from gpu_consumers.pipeline import Worker
 from gpu_consumers.policies.contract import Observation, Policy, PolicyError, RemotePolicy
@@ -20,7 +21,7 @@ from runtime.settings import Settings
 from schemas.cards import ModelCard
 from schemas.messages import WorkerHeartbeat
 from schemas.topics import WORKERS
-from tests.cards import model
+from tests.cards import cards, model
 from tests.openpi_server import OpenpiServer, chunk_of, openpi_server
 from tests.unit.worker_case import CARD, Running, code_of
 
@@ -304,6 +305,7 @@ def test_requests_wait_for_a_server_that_is_away_and_the_worker_is_not_live_mean
     run_.worker = Worker(
         settings=run_.settings,
         policy=policy,
+        conversions=conversions_of(CARD, cards(CARD)),
         publisher=run_.publisher,
         build_consumer=run_.build_consumer,
         metrics=run_.metrics,

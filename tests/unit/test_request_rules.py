@@ -17,7 +17,7 @@ from schemas.messages import ActionMatrix, Claim, Control, Image, ImageEncoding,
 from stream_agents.images import examine
 from stream_agents.request_rules import Accepted, Circumstances, Refused, judge, route
 from tests import pictures
-from tests.cards import cards, model
+from tests.cards import cards, embodiment, model
 
 JPEG, PNG, RGB8 = (
     ImageEncoding.IMAGE_ENCODING_JPEG,
@@ -136,6 +136,14 @@ def test_a_robot_that_the_model_does_not_serve_is_refused() -> None:
     assert refused.code == Code.EMBODIMENT_MISMATCH
 
 
+def test_an_optional_camera_may_stay_away_or_come_once() -> None:
+    served = around(card_set=cards(model(optional_cameras=("wrist",))))
+    assert isinstance(judge(request(), "customer", served), Accepted)
+    assert isinstance(judge(request(images=[image(), image(camera="wrist")]), "customer", served), Accepted)
+    refused = refusal(request(images=[image(), image(camera="wrist"), image(camera="wrist")]), served)
+    assert [(fault.field, fault.reason) for fault in refused.faults] == [("images.wrist", "repeated")]
+
+
 def test_no_live_worker_is_refused_at_once_and_says_when_to_come_back() -> None:
     refused = refusal(request(), around(live=False))
     assert refused.code == Code.NO_WORKER
@@ -195,13 +203,13 @@ def test_no_bytes_make_the_examination_raise(data: bytes, encoding: ImageEncodin
 @given(st.lists(st.text("abcdef0123456789", min_size=1, max_size=8), min_size=1, unique=True))
 def test_a_robot_stays_on_one_deployment(robots: list[str]) -> None:
     split = cards(model(traffic=0.5), model(deployment="test-model-b", traffic=0.5))
-    first = [route("test-model", robot, "test_arm", split) for robot in robots]
-    assert first == [route("test-model", robot, "test_arm", split) for robot in robots]
+    first = [route("test-model", robot, embodiment(), split) for robot in robots]
+    assert first == [route("test-model", robot, embodiment(), split) for robot in robots]
     assert None not in first
 
 
 def test_traffic_is_split_in_proportion() -> None:
     split = cards(model(traffic=3), model(deployment="test-model-b", traffic=1))
-    pick: Callable[[int], str] = lambda i: route("test-model", f"robot-{i}", "test_arm", split).deployment  # type: ignore[union-attr] # noqa: E731
+    pick: Callable[[int], str] = lambda i: route("test-model", f"robot-{i}", embodiment(), split).deployment  # type: ignore[union-attr] # noqa: E731
     share = sum(pick(i) == "test-model-b" for i in range(4000)) / 4000
     assert 0.22 < share < 0.28

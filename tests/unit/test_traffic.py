@@ -23,7 +23,7 @@ ROBOTS = [f"robot-{number}" for number in range(200)]
 
 
 def place(robot_id: str, weights: dict[str, float] | None) -> str:
-    card = route("test-model", robot_id, "test_arm", PAIR, weights)
+    card = route("test-model", robot_id, embodiment(), PAIR, weights)
     assert card is not None
     return card.deployment
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gpu_consumers.jobs import new_job, observe, read_envelope
 from gpu_consumers.policies.contract import Observation
 from runtime.errors import Fatal, Unavailable
 from schemas import headers as h
 from schemas.ids import default_seed, result_id
-from schemas.messages import ImageEncoding, WorkerHeartbeat
+from schemas.messages import Image, ImageEncoding, WorkerHeartbeat
 from schemas.topics import RESULTS, WORKERS, dead_letter_topic
 from tests.accepted import headers_of, request
 from tests.unit.worker_case import ACCEPTED, CARD, GROUP, Running, code_of
@@ -59,6 +62,18 @@ def test_headers_that_the_gate_does_not_write_are_not_carried(running: Running) 
     running.send_raw(message.SerializeToString(), {**headers_of(message), "x-forged": "1"})
     running.completions(1)
     assert "x-forged" not in running.broker.records(RESULTS)[0].headers
+
+
+def test_an_optional_camera_is_decoded_and_one_that_the_card_does_not_know_is_not() -> None:
+    message = request("r-1")
+    (base,) = message.images
+    message.images.extend(
+        [Image(camera=camera, encoding=base.encoding, data=base.data) for camera in ("wrist", "door")]
+    )
+    record: Any = SimpleNamespace(headers={name: str(value) for name, value in headers_of(message).items()})
+    job = new_job(read_envelope(record), message, lambda: None, received_s=0, now_s=0)
+    seen = observe(job, CARD.model_copy(update={"optional_cameras": ("wrist", "side")}))
+    assert set(seen.images) == {"base", "wrist"}
 
 
 def test_a_seed_that_the_robot_names_is_used(running: Running) -> None:

@@ -12,7 +12,7 @@ from gpu_consumers.watchdog import Watchdog
 from runtime.errors import Fatal
 from schemas.topics import RESULTS, WORKERS
 from tests.cards import model
-from tests.unit.test_policies import observation
+from tests.unit.policy_case import observation
 from tests.unit.worker_case import ACCEPTED, GROUP, Running, code_of
 
 
@@ -204,7 +204,8 @@ def test_a_batch_with_a_slow_fault_takes_ten_times_as_long(monkeypatch: pytest.M
     monkeypatch.setattr(time, "sleep", naps.append)
     config = {"service_time_base_ms": 10, "service_time_per_item_ms": 5, "faults": True}
     policy = DeterministicPolicy(model(policy_config=config))
-    quick, slow = (policy.prepare(observation(instruction=text)) for text in ("push it left", "push it fault slow"))
+    texts = ("push it left", "push it fault slow")
+    quick, slow = (policy.prepare(observation(policy.card, instruction=text)) for text in texts)
     policy.infer([quick, quick])
     policy.infer([quick, slow])
     assert naps == pytest.approx([0.020, 0.200])

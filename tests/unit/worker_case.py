@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_consumers.conversions import conversions_of
 from gpu_consumers.pipeline import Worker, group_of
 from gpu_consumers.policies.contract import Observation, PolicyError
 from runtime.lifecycle import Lifecycle
@@ -17,10 +18,11 @@ from runtime.processor import ConsumerPort, OnCommit
 from runtime.settings import Settings
 from runtime.testing import InMemoryBroker
 from schemas import headers as h
+from schemas.cards import CardSet, ModelCard
 from schemas.messages import Completion, Stage
 from schemas.topics import RESULTS, WORKERS, accepted_topic, dead_letter_topic
 from tests.accepted import headers_of, request
-from tests.cards import model
+from tests.cards import cards, model
 
 CARD = model(batch_sizes=(1, 2, 4))
 ACCEPTED = accepted_topic(CARD.deployment)
@@ -95,7 +97,7 @@ class Scripted:
 class Running:
     """A worker on a thread, with what a test needs to drive it."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, card_set: CardSet | None = None, **settings: Any) -> None:
         self.broker = InMemoryBroker({ACCEPTED: 2, dead_letter_topic(ACCEPTED): 1, RESULTS: 4, WORKERS: 1})
         self.publisher = self.broker.publisher()
         self.policy = Scripted()
@@ -106,6 +108,7 @@ class Running:
         self.worker = Worker(
             settings=self.settings,
             policy=self.policy,
+            conversions=conversions_of(*_own(card_set or cards(CARD))),
             publisher=self.publisher,
             build_consumer=self.build_consumer,
             metrics=self.metrics,
@@ -166,6 +169,10 @@ class Running:
 
     def committed(self, offset: int) -> bool:
         return self.broker.wait_for(lambda: self.broker.committed(GROUP, ACCEPTED, 0) == offset)
+
+
+def _own(card_set: CardSet) -> tuple[ModelCard, CardSet]:
+    return card_set.models[0], card_set
 
 
 def code_of(completion: Completion) -> str:

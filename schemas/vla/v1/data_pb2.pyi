@@ -347,3 +347,79 @@ class EmbeddingQuery(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbeddingQuery: _TypeAlias = EmbeddingQuery  # noqa: Y015
+
+@_typing.final
+class OwnEmbodiment(_message.Message):
+    """Value of vla.embodiments.v1 (compacted, keyed by customer_id/robot_type): a robot type of one customer's own. A
+    tombstone withdraws it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    ROBOT_TYPE_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    robot_type: _builtins.str
+    card: _builtins.bytes
+    """JSON of an embodiment card, at most 32 KiB"""
+    version: _builtins.int
+    """counts up with each change, from 1; from 1 again after a withdrawal"""
+    who: _builtins.str
+    """key or person that said it"""
+    origin: _builtins.str
+    """from where: a client address"""
+    at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        robot_type: _builtins.str = ...,
+        card: _builtins.bytes = ...,
+        version: _builtins.int = ...,
+        who: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "card", b"card", "customer_id", b"customer_id", "origin", b"origin", "robot_type", b"robot_type", "version", b"version", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OwnEmbodiment: _TypeAlias = OwnEmbodiment  # noqa: Y015
+
+@_typing.final
+class Fleet(_message.Message):
+    """Value of vla.fleets.v1 (compacted, keyed by the fleet's name): a fleet that produces to Kafka itself. A tombstone
+    takes it out again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDED_AT_MS_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """a-z, 0-9 and '-'; also its customer id"""
+    added_at_ms: _builtins.int
+    who: _builtins.str
+    """who added it"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        added_at_ms: _builtins.int = ...,
+        who: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_at_ms", b"added_at_ms", "name", b"name", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fleet: _TypeAlias = Fleet  # noqa: Y015

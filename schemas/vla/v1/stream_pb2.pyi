@@ -40,7 +40,7 @@ class StreamAnswer(_message.Message):
     recorded: _builtins.bool
     """the outcome is the request's own and stands in the log"""
     total_ms: _builtins.float
-    """from the frame's arrival to its answer; 0 where the answer was kept"""
+    """from the frame's arrival to its answer"""
     @_builtins.property
     def outcome(self) -> _inference_pb2.Outcome:
         """a chunk or a rejection"""

@@ -1,0 +1,118 @@
+"""Postgres, Valkey and S3 of a secure stack: by TLS, with a certificate that clients check."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from runtime.database import connect
+from runtime.errors import Fatal, Unavailable
+from runtime.settings import Settings
+from runtime.stack.layout import Layout
+from runtime.stack.postgres import Postgres
+from runtime.stack.s3 import S3
+from runtime.stack.security import StackSecurity, remember_mode
+from runtime.stack.tls import TlsFront
+from runtime.stack.valkey import Valkey
+from sinks.lake_reader import s3_filesystem
+from sinks.storage import open_storage
+from tests.embedded import running
+
+
+@dataclass(frozen=True)
+class Servers:
+    database_url: str
+    redis_url: str
+    s3: dict[str, str]
+    ca: str
+    #: The authority of another stack.
+    other_ca: str
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    layout, elsewhere = Layout(tmp_path_factory.mktemp("secure")), Layout(tmp_path_factory.mktemp("other"))
+    layout.create()
+    elsewhere.create()
+    security, other = StackSecurity(layout), StackSecurity(elsewhere)
+    security.prepare()
+    other.prepare()
+    postgres, valkey, s3 = Postgres(layout, {"fsync": "off"}), Valkey(layout), S3(layout, security=security)
+    front = TlsFront(layout, security, postgres, valkey)
+    with running(postgres, layout), running(valkey, layout), running(s3, layout), running(front, layout):
+        yield Servers(
+            database_url=front.database_url,
+            redis_url=front.redis_url,
+            s3={
+                f"s3_{name}": getattr(s3.settings, name) for name in ("endpoint", "bucket", "access_key", "secret_key")
+            },
+            ca=str(security.certificates.ca),
+            other_ca=str(other.certificates.ca),
+        )
+
+
+def test_postgres_answers_by_tls_to_who_trusts_its_authority(servers: Servers) -> None:
+    settings = Settings.model_validate({"database_url": servers.database_url})
+    database = connect(settings, "test", pool_size=1)
+    database.ping()
+    database.close()
+    with psycopg.connect(servers.database_url) as connection:
+        assert connection.pgconn.ssl_in_use
+        rows = connection.execute("SELECT repeat('x', 100000) FROM generate_series(1, 50)").fetchall()
+        assert sum(len(row[0]) for row in rows) == 5_000_000
+    with pytest.raises(psycopg.OperationalError, match="certificate"):
+        psycopg.connect(servers.database_url.replace(servers.ca, servers.other_ca), connect_timeout=5)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(servers.database_url.replace("verify-full", "disable"), connect_timeout=5)
+
+
+def test_valkey_answers_by_tls_to_who_trusts_its_authority(servers: Servers) -> None:
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.set("large", b"x" * 1_000_000)
+        assert client.strlen("large") == 1_000_000
+    plain = servers.redis_url.replace("rediss", "redis").partition("?")[0]
+    for url in (servers.redis_url.replace(servers.ca, servers.other_ca), plain):
+        with redis.Redis.from_url(url, socket_timeout=5) as client, pytest.raises(redis.ConnectionError):
+            client.ping()
+
+
+def test_s3_answers_by_tls_to_who_trusts_its_authority(servers: Servers) -> None:
+    settings = Settings.model_validate({**servers.s3, "s3_ca_bundle": servers.ca})
+    storage = open_storage(settings)
+    storage.ping()
+    storage.create("folder/file", b"content")
+    assert storage.read("folder/file", 0, 100) == b"content"
+    assert s3_filesystem(settings).get_file_info(f"{settings.s3_bucket}/folder/file").size == 7
+    careful = open_storage(settings.model_copy(update={"s3_ca_bundle": servers.other_ca}))
+    with pytest.raises(Unavailable):
+        careful.ping()
+
+
+def test_keys_and_passwords_are_for_their_owner_alone(own_layout: Layout) -> None:
+    security = StackSecurity(own_layout)
+    security.prepare()
+    files = security.certificates
+    secrets = [files.key, files.chain_and_key, files.pkcs12, own_layout.data("secrets.json")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    made = files.ca.read_bytes()
+    StackSecurity(own_layout).prepare()
+    assert files.ca.read_bytes() == made, "a second start keeps the authority that clients know"
+
+
+def test_a_stack_that_was_started_plain_does_not_become_secure(own_layout: Layout, tmp_path: Path) -> None:
+    assert not remember_mode(own_layout, secure=False)
+    assert remember_mode(own_layout, secure=True), "nothing was made yet"
+    own_layout.data("kafka").mkdir()
+    assert remember_mode(own_layout, secure=False), "a secure stack stays one"
+    plain = Layout(tmp_path / "plain")
+    plain.create()
+    remember_mode(plain, secure=False)
+    plain.data("kafka").mkdir()
+    with pytest.raises(Fatal, match="without --secure"):
+        remember_mode(plain, secure=True)
