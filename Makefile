@@ -43,8 +43,13 @@ $(CLIENTS_STAMP): requirements/clients.txt $(STAMP)
 demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the embedded stack
 	@$(BIN)/vlastream demo $(ARGS)
 
-test: $(STAMP) $(CLIENTS_STAMP) ## Run all tests: unit, contract, integration, end to end
+test: $(STAMP) $(CLIENTS_STAMP) ## Run all tests: unit (on two cores), contract, integration, end to end
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest --numprocesses 2 tests/unit
+	@$(BIN)/python -m pytest --ignore tests/unit
+endif
 
 test-secure: $(STAMP) ## Run the end-to-end tests on a stack with TLS everywhere and a user for each role
 	@$(BIN)/python -m pytest tests/e2e --secure-stack $(ARGS)
