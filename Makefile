@@ -19,7 +19,7 @@ CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test test-secure test-export soak check format up down ps bench lock proto clean
+.PHONY: help setup clients demo test test-secure test-export soak check format up down ps bench lock proto clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -35,16 +35,23 @@ $(STAMP): requirements/all.txt pyproject.toml
 	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+clients: $(CLIENTS_STAMP) ## Install the clients of other protocols into .venv-clients (some 130 MB)
+
 $(CLIENTS_STAMP): requirements/clients.txt $(STAMP)
 	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
 	@$(UV) pip sync --quiet --python $(CLIENTS_VENV)/bin/python --require-hashes requirements/clients.txt
 	@touch $@
 
-demo: $(STAMP) ## A robot fleet does its task through the whole pipeline, on the embedded stack
+demo: $(STAMP) $(CLIENTS_STAMP) ## A robot fleet does its task through the whole pipeline, on the embedded stack
 	@$(BIN)/vlastream demo $(ARGS)
 
-test: $(STAMP) $(CLIENTS_STAMP) ## Run all tests: unit, contract, integration, end to end
+test: $(STAMP) $(CLIENTS_STAMP) ## Run all tests: unit (on two cores), contract, integration, end to end
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest --numprocesses 2 tests/unit
+	@$(BIN)/python -m pytest --ignore tests/unit
+endif
 
 test-secure: $(STAMP) ## Run the end-to-end tests on a stack with TLS everywhere and a user for each role
 	@$(BIN)/python -m pytest tests/e2e --secure-stack $(ARGS)

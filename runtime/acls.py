@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported 
 
 from runtime.errors import Fatal
 from runtime.kafka import build_admin
+from runtime.lifecycle import Deadline
 from runtime.settings import Settings
 from schemas.access import Grant, Operation, Resource, all_grants, is_ours
 from schemas.card_files import load_cards
 
 _TIMEOUT_S = 30
+_POLL_S = 0.05
 _ANY_HOST = "*"
 _OPERATIONS = {Operation.READ: AclOperation.READ, Operation.WRITE: AclOperation.WRITE}
 _RESOURCES = {Resource.TOPIC: ResourceType.TOPIC, Resource.GROUP: ResourceType.GROUP}
@@ -62,10 +65,17 @@ def revoke_all_of(admin: AdminClient, user: str) -> None:
 
 
 def create(admin: AdminClient, bindings: Iterable[AclBinding]) -> None:
+    """Add these, and wait until the broker that is asked goes by them: it hears of them behind the controller."""
     chosen = list(bindings)
-    if chosen:
-        for created in admin.create_acls(chosen).values():
-            _settled(created)
+    if not chosen:
+        return
+    for created in admin.create_acls(chosen).values():
+        _settled(created)
+    deadline = Deadline(_TIMEOUT_S)
+    while not set(chosen) <= set(_described(admin, _everything())):
+        if deadline.passed:
+            raise Fatal("Kafka took the permissions and does not show them: say it again")
+        time.sleep(_POLL_S)
 
 
 def delete(admin: AdminClient, filters: Iterable[AclBindingFilter]) -> None:

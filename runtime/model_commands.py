@@ -8,7 +8,7 @@ from pathlib import Path
 from runtime.errors import Fatal
 from runtime.settings import Settings
 from schemas.card_files import CardError, load_cards, load_model_card
-from schemas.cards import ModelCard
+from schemas.cards import CUSTOM, ModelCard
 
 
 def list_models(settings: Settings, *, say: Callable[[str], object]) -> None:
@@ -39,13 +39,10 @@ def find_card(settings: Settings, name: str) -> ModelCard:
         card = load_model_card(Path(name))
         for robot_type in card.embodiments:
             embodiment = installed.embodiment(robot_type)
-            if embodiment is None:
+            if embodiment is None and robot_type != CUSTOM:
                 raise Fatal(f"{name} names robot type {robot_type}, which has no card in {settings.cards_dir}")
-            if len(embodiment.actions) != card.action_dim or len(embodiment.state) != card.state_dim:
-                raise Fatal(
-                    f"{name} has {card.state_dim} states and {card.action_dim} actions, robot type {robot_type} has "
-                    f"{len(embodiment.state)} and {len(embodiment.actions)}"
-                )
+            if embodiment is not None and (misfit := card.misfit(embodiment)):
+                raise Fatal(f"{name} cannot drive robot type {robot_type}: {misfit}")
     except CardError as error:
         raise Fatal(str(error)) from error
     return card

@@ -110,7 +110,7 @@ class InstantWorker:
         chunk = ActionMatrix(horizon=1, dim=3, values=[0.01, 0.0, 0.0])
         while not self._stop.is_set():
             message = consumer.poll(0.1)
-            if message is None or message.error() is not None:
+            if message is None or message.error() is not None or not message.value():
                 continue
             headers = h.decode(message.headers())  # type: ignore[arg-type] # the stub lacks bytes
             source = h.Source.parse(headers[h.SOURCE])

@@ -1,6 +1,9 @@
 // A fleet's robot in C++ with librdkafka alone: one look at the world, one answer.
 //
 //   make -C examples/cpp            (needs a C++17 compiler and librdkafka's headers, Debian: librdkafka-dev)
+//
+// Run it with librdkafka 2.6.1 or later: older ones fail at SCRAM with Kafka 4 (confluentinc/librdkafka#4895).
+//
 //   fleet_robot PROPERTIES FLEET ROBOT_ID ROBOT_TYPE CAMERA IMAGE STATE INSTRUCTION TTL_MS
 //   fleet_robot fleet.properties north arm-7 tabletop_arm base look.jpg 0.1,0.2,0.3 "pick up the red block" 2000
 //

@@ -22,8 +22,9 @@ from sinks.books import Books, read_books
 STACK_FILE = Path(".vlastream/stack.json")
 FILM_FOLDER = Path(".vlastream/demo")
 DATASET_FOLDER = FILM_FOLDER / "dataset"
-#: What the sinks get to write what is still on its way when the fleet is done.
-BOOKS_WAIT_S = 60.0
+#: What the sinks get to write what is still on its way when the fleet is done; on a busy machine the faces in the
+#: frames take most of it.
+BOOKS_WAIT_S = 180.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

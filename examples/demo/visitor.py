@@ -13,7 +13,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,12 +50,17 @@ class Holds(Exception):
 class Speaks(Protocol):
     """A client of some protocol. Each call may block."""
 
-    def begin(self, instruction: str) -> None: ...
+    def begin(self, instruction: str) -> None:
+        """An episode begins. Raises Holds."""
+        ...
+
     def act(self, pixels: Pixels, state: Floats, instruction: str) -> Floats:
         """The action (7,) for what is seen. Raises Holds."""
         ...
 
-    def end(self, success: bool) -> None: ...
+    def end(self, success: bool) -> None:
+        """The episode is over. Raises Holds."""
+        ...
 
 
 class OpenPi:
@@ -115,20 +121,25 @@ class VlaEval:
                 await self._connection.connect()
             await self._connection.start_episode({"task": instruction})
 
-        self._loop.run_until_complete(start())
+        self._run(start())
 
     def act(self, pixels: Pixels, state: Floats, instruction: str) -> Floats:
         started = time.monotonic()
         seen = {"images": {"agentview": pixels}, "states": state, "task_description": instruction}
-        try:
-            found = self._loop.run_until_complete(self._connection.act(seen))
-        except Exception as error:
-            raise _holds(error, started, self._note) from error
+        found = self._run(self._connection.act(seen))
         self._note("actions", started)
         return np.asarray(found["actions"])
 
     def end(self, success: bool) -> None:
-        self._loop.run_until_complete(self._connection.end_episode({"success": success}))
+        self._run(self._connection.end_episode({"success": success}))
+
+    def _run(self, exchange: Coroutine[Any, Any, Any]) -> Any:
+        """Raises Holds; the connection comes back by itself with the next exchange."""
+        started = time.monotonic()
+        try:
+            return self._loop.run_until_complete(exchange)
+        except Exception as error:
+            raise _holds(error, started, self._note) from error
 
 
 class OpenVla:
@@ -205,8 +216,9 @@ def work(visit: Visit) -> None:
 def episode(client: Speaks, world: TabletopWorld, task: str, period_s: float) -> dict[str, Any]:
     instruction = world.reset(task)
     _say(begin={"task": task, "instruction": instruction})
-    client.begin(instruction)
     moved = held = 0
+    with suppress(Holds):
+        client.begin(instruction)
     while not (world.success or world.failed) and held < 100:
         started = time.monotonic()
         try:
@@ -215,7 +227,8 @@ def episode(client: Speaks, world: TabletopWorld, task: str, period_s: float) ->
         except Holds:
             held += 1
         time.sleep(max(period_s - (time.monotonic() - started), 0.0))
-    client.end(world.success)
+    with suppress(Holds):
+        client.end(world.success)
     end = "success" if world.success else "failure"
     return {"task": task, "instruction": instruction, "end": end, "control_steps": moved, "held_steps": held}
 

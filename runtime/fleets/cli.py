@@ -19,8 +19,9 @@ def add_fleets(main: click.Group, run_task: Callable[..., Any]) -> None:
     @click.argument("name")
     @click.option("--bytes-per-s", type=float, default=20e6, show_default=True, help="that it may produce to a broker")
     @click.option("--request-percent", type=float, default=50.0, show_default=True, help="of one broker thread's time")
+    @click.option("--restarted", is_flag=True, help="every gate and sink was restarted since it was added")
     @click.option("--by", help="who decides  [default: your login name]")
-    def add(name: str, bytes_per_s: float, request_percent: float, by: str | None) -> None:
+    def add(name: str, bytes_per_s: float, request_percent: float, restarted: bool, by: str | None) -> None:
         """Make its topics, user, permissions and quota, restart the gates, and print its password once.
 
         Repeated, it finishes what is left to do and gives the fleet another password.
@@ -31,6 +32,7 @@ def add_fleets(main: click.Group, run_task: Callable[..., Any]) -> None:
             bytes_per_s=bytes_per_s,
             request_percent=request_percent,
             who=by,
+            restarted=restarted,
             say=click.echo,
         )
 

@@ -33,12 +33,20 @@ _POLL_S = 0.5
 
 
 def add_fleet(
-    settings: Settings, name: str, *, bytes_per_s: float, request_percent: float, who: str | None, say: Say
+    settings: Settings,
+    name: str,
+    *,
+    bytes_per_s: float,
+    request_percent: float,
+    who: str | None,
+    restarted: bool = False,
+    say: Say,
 ) -> None:
     """Make a fleet, or all of it again after an attempt that was cut off; ends with its new password.
 
-    The order is the promise that no message is lost: the fleet can produce only once every gate reads its topics.
-    Raises Fatal.
+    The order is the promise that no answer is lost: the fleet can produce only once every gate reads its topics, since
+    of gates that read different topics one may own a robot's requests and another its row. restarted: somebody else
+    has seen to that. Raises Fatal.
     """
     _check_name(name)
     registered = registered_fleets(settings)
@@ -55,8 +63,9 @@ def add_fleet(
     if secure:
         # Restarted gates read the new topics at once; the fleet's own permissions come last.
         grant_all(admin, role_grants(fleets, [card.deployment for card in load_cards(settings.cards_dir).models]))
-    if not listed:
-        _restart(settings, fleets, say)
+    if not (listed or restarted or _restart(settings, fleets, say)):
+        say(f"then say it again with --restarted: from then on {name} may produce")
+        return
     say(f"fleet {name}: requests to {requests_topic(name)}, replies from {replies_topic(name)}")
     if not secure:
         say("this Kafka has no users: whoever reaches it may produce as this fleet, and as any other")
@@ -124,14 +133,16 @@ def _record(settings: Settings, name: str, fleet: Fleet | None) -> None:
         raise Fatal(f"the fleet could not be registered: {''.join(failures) or 'Kafka does not answer'}")
 
 
-def _restart(settings: Settings, fleets: Sequence[str], say: Say) -> None:
+def _restart(settings: Settings, fleets: Sequence[str], say: Say) -> bool:
+    """Whether the roles were restarted here: those of an embedded stack are. Else it is said what to do."""
     if _runs_beside_stack(settings):
         from runtime.stack.rolling import keep_fleets, roll
 
         keep_fleets(settings.stack_file, fleets)
         roll(settings.stack_file, ROLES, say)
-    else:
-        say(f"now restart these roles, one process after another: {', '.join(ROLES)}")
+        return True
+    say(f"now restart these roles, one process after another: {', '.join(ROLES)}")
+    return False
 
 
 def _runs_beside_stack(settings: Settings) -> bool:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from robot_client.axes import Axes
 from schemas.action_rules import Verdict, evaluate_chunk
 from schemas.action_space import ArmControl, Gripper, Space
 from schemas.cards import ActionDim, ActionKind, EmbodimentCard, StateDim
@@ -113,3 +114,13 @@ def test_a_robot_that_holds_stops_its_speeds_and_keeps_its_targets() -> None:
         action = HoldRule.of(joints(kind)).action(last)
         assert action is not None
         assert action.tolist() == held
+
+
+def test_a_control_loop_divides_deltas_among_its_ticks_and_gives_speeds_to_each_whole() -> None:
+    delta, speed, target = (
+        Axes.of(joints(kind)) for kind in (ActionKind.DELTA, ActionKind.VELOCITY, ActionKind.ABSOLUTE)
+    )
+    assert delta.moves == (True, True)
+    assert speed.moves == target.moves == (False, False)
+    assert delta.hold.moves == speed.hold.moves == (True, True)
+    assert target.hold.moves == (False, False)

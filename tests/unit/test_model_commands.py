@@ -98,7 +98,7 @@ def test_weights_in_the_released_layout_are_checked_like_any_other(settings: Set
     ("changes", "sentence"),
     [
         ({"embodiments": ["other_arm"]}, "other_arm, which has no card"),
-        ({"action_dim": 6}, "2 states and 6 actions, robot type test_arm has 2 and 3"),
+        ({"action_dim": 6}, "the policy gives 6 values, the robot takes 3"),
         ({"horizon": 0}, "horizon"),
         ({"cameras": ["base"], "optional_cameras": ["base"]}, "twice"),
     ],

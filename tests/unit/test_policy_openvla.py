@@ -134,6 +134,15 @@ def test_a_data_set_that_the_checkpoint_does_not_know_is_answered_with_those_it_
         load_policy(openvla_card(folder, policy_config={"unnorm_key": key}), "cpu")
 
 
+def test_the_data_set_of_the_cards_pairings_is_used(folder: Path) -> None:
+    paired = OpenVLAPolicy(openvla_card(folder, policy_config={}, pairings={"test_arm": {"unnorm_key": "fractal"}}))
+    named = OpenVLAPolicy(openvla_card(folder, policy_config={"unnorm_key": "fractal"}))
+    np.testing.assert_array_equal(run(paired, observation(paired.card))[0], run(named, observation(named.card))[0])
+    two = {"test_arm": {"unnorm_key": "fractal"}, "other_arm": {"unnorm_key": "bridge_orig"}}
+    with pytest.raises(Fatal, match="bridge_orig, fractal; a deployment has one"):
+        load_policy(openvla_card(folder, policy_config={}, pairings=two, embodiments=("test_arm", "other_arm")), "cpu")
+
+
 @pytest.mark.parametrize("change", [{"horizon": 8}, {"action_dim": 6}, {"cameras": ("base", "wrist")}])
 def test_a_card_that_wants_what_openvla_does_not_give_is_refused(folder: Path, change: dict[str, Any]) -> None:
     with pytest.raises(Fatal, match="one step of 7 actions from one camera"):

@@ -148,6 +148,7 @@ def test_severity_follows_from_the_score(score: float, expected: str) -> None:
         f.outcome(results_offset=-5).SerializeToString(),
         f.outcome(chunk=f.action_chunk(actions=ActionMatrix(horizon=2, dim=2, values=[1.0]))).SerializeToString(),
     ],
+    ids=["empty", "bytes", "no-id", "no-uuid", "no-request", "time-below", "time-beyond", "offset-below", "shape"],
 )
 def test_a_value_that_no_row_can_be_made_of_is_poison(value: bytes) -> None:
     with pytest.raises(Poison):

@@ -43,7 +43,8 @@ class OpenVLAPolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Data set whose statistics scale the actions back. None: the only one that the checkpoint has.
+    #: Data set whose statistics scale the actions back. None: that of the card's pairings, else the only one that the
+    #: checkpoint has.
     unnorm_key: str | None = None
     prompt: Literal["openvla", "openvla-v01"] = "openvla"
     #: Longest prompt, instruction and frame together.
@@ -67,7 +68,7 @@ class OpenVLAPolicy:
         self._config = OpenVLAPolicyConfig.model_validate(card.policy_config)
         files = WeightFiles(card, others=("config.json", "preprocessor_config.json", "tokenizer.json"))
         architecture = read_architecture(files)
-        statistics = read_statistics(files, architecture, self._config.unnorm_key)
+        statistics = read_statistics(files, architecture, self._config.unnorm_key or _paired_key(card))
         self._transform = PictureTransform(read_preprocessing(files, len(architecture.timm_model_ids)))
         self._network = build(architecture)
         vocabulary = int(self._network.language_model.config.vocab_size) - architecture.pad_to_multiple_of
@@ -118,3 +119,13 @@ class OpenVLAPolicy:
                 f"deployment {card.deployment}: openvla gives one step of {self._decode.dim} actions from one camera, "
                 f"the card wants {card.horizon} of {card.action_dim} from {len(card.cameras + card.optional_cameras)}"
             )
+
+
+def _paired_key(card: ModelCard) -> str | None:
+    keys = {pairing.unnorm_key for pairing in card.pairings.values() if pairing.unnorm_key}
+    if len(keys) > 1:
+        raise Fatal(
+            f"deployment {card.deployment}: its pairings name the data sets {', '.join(sorted(keys))}; a deployment "
+            "has one, so serve the others by deployments of their own"
+        )
+    return next(iter(keys), None)
