@@ -23,7 +23,7 @@ PUBLIC = {
     ("get", path)
     for path in (
         "/", "/livez", "/readyz", "/health", "/metrics", "/metrics/federate", "/v1/models", "/v1/models/{model}",
-        "/v1/models/{model}/load", "/v1/models/{model}/stats",
+        "/v1/models/{model}/load", "/v1/models/{model}/stats", "/v1/robots", "/v1/robots/{robot_type}", "/config",
         "/v1/monitoring/gpu", "/v1/monitoring/queue",
     )
 }  # fmt: skip
