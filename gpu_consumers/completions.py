@@ -57,6 +57,7 @@ def completion_headers(job: Job, *, now_s: float) -> h.RawHeaders:
         {
             **h.cloud_event(event_type=EVENT_TYPE, event_id=job.envelope.row_id, source="gpu_consumers", now_s=now_s),
             **job.envelope.carried,
+            **({h.TRACEPARENT: job.traceparent} if job.traceparent else {}),
         }
     )
 

@@ -61,6 +61,8 @@ class Job:
     times: StageTimes = field(default_factory=StageTimes)
     #: What the policy's `prepare` made of it.
     prepared: Any = None
+    #: Of the span that its completion belongs to, once there is one.
+    traceparent: str = ""
 
     @property
     def robot(self) -> str:

@@ -16,17 +16,18 @@ from gpu_consumers.fetch_stage import FetchStage
 from gpu_consumers.heartbeat import INTERVAL_S, Heartbeat
 from gpu_consumers.infer_stage import InferStage
 from gpu_consumers.jobs import Job
-from gpu_consumers.periodic import Periodic
 from gpu_consumers.policies.contract import Policy
 from gpu_consumers.publish_stage import PublishStage
 from gpu_consumers.warm_up import warm_up
 from gpu_consumers.watchdog import Watchdog
 from runtime.lifecycle import Deadline, Lifecycle, exit_now
 from runtime.metrics import Metrics
+from runtime.periodic import Periodic
 from runtime.processor import ConsumerPort, OnCommit, Processor
 from runtime.publisher import PublisherPort
 from runtime.rates import EventRate
 from runtime.settings import Settings
+from runtime.tracing import Tracing
 from schemas.cards import Conversion, ModelCard
 from schemas.messages import BatchCount, WorkerHeartbeat
 from schemas.topics import accepted_topic, worker_group
@@ -63,6 +64,7 @@ class Worker:
         build_consumer: Callable[[OnCommit], ConsumerPort],
         metrics: Metrics,
         lifecycle: Lifecycle,
+        tracing: Tracing | None = None,
         on_hang: Callable[[str], None] = exit_now,
     ) -> None:
         card = policy.card
@@ -93,6 +95,7 @@ class Worker:
             worker_id=self.worker_id,
             group=group_of(card),
             fail=lifecycle.fail,
+            tracing=tracing,
         )
         self._infer = InferStage(
             policy=policy,
@@ -134,6 +137,7 @@ class Worker:
         """Warm up, then serve until the lifecycle stops. What it starts is closed by the lifecycle, last one first."""
         lifecycle, fail = self._lifecycle, self._lifecycle.fail
         warm_up(self._policy, self._queue, self._cost)
+        self._metrics.model_loaded.clear()
         self._metrics.model_loaded.labels(self._policy.card.deployment, self._policy.revision).set(1)
         self._warm = True
         pulse = Periodic("pulse", INTERVAL_S, self._pulse, fail)

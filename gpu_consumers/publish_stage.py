@@ -17,6 +17,7 @@ from gpu_consumers.completions import chunk_problem, completion_headers, rejecte
 from gpu_consumers.conversions import conversion_for
 from gpu_consumers.jobs import Job
 from gpu_consumers.policies.contract import Policy, PolicyError
+from gpu_consumers.traces import trace_of
 from gpu_consumers.watchdog import Watchdog
 from runtime.dead_letters import write_dead_letter
 from runtime.errors import Fatal, Poison, Retry, Unavailable
@@ -24,6 +25,7 @@ from runtime.kafka import Record
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.publisher import Delivered, PublisherPort
+from runtime.tracing import NoTracing, Tracing
 from schemas.codes import Code
 from schemas.conversions import Conversion, PolicyActions
 from schemas.messages import Completion
@@ -89,8 +91,10 @@ class PublishStage:
         worker_id: str,
         group: str,
         fail: Callable[[BaseException], None],
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._tracing = tracing or NoTracing()
         self._policy = policy
         self._card = policy.card
         self._conversions = conversions
@@ -222,6 +226,8 @@ class PublishStage:
 
         now_s = time.time()
         completion.times.worker_published_us = int(now_s * 1e6)
+        if not job.traceparent:
+            job.traceparent = trace_of(self._tracing, job, completion)
         try:
             self._publisher.publish(
                 RESULTS,

@@ -17,6 +17,7 @@ from runtime.processor import OnCommit
 from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
+from runtime.tracing import build_tracing
 from schemas.card_files import load_cards
 from schemas.cards import CardSet, ModelCard
 from schemas.topics import RESULTS, accepted_topic
@@ -38,6 +39,8 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     card = choose_deployment(cards, settings.deployment)
     conversions = conversions_of(card, cards)
     metrics = Metrics()
+    tracing = build_tracing(settings, "gpu")
+    lifecycle.on_close("traces", tracing.close)
     workers: list[Worker] = []
     status = StatusServer(
         host=settings.host,
@@ -47,6 +50,8 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         alive=lambda: all(worker.alive() for worker in workers),
     )
     lifecycle.on_close("status server", status.close)
+    # 0 while weights are loaded: a process that never gets beyond it is seen.
+    metrics.model_loaded.labels(card.deployment, "").set(0)
     wait_for_kafka(settings)
     client_id = f"gpu-{settings.role_instance}"
     publisher = Publisher(build_producer(settings, client_id), metrics, lifecycle.fail)
@@ -70,6 +75,7 @@ def serve(settings: Settings, lifecycle: Lifecycle) -> None:
             build_consumer=consumer,
             metrics=metrics,
             lifecycle=lifecycle,
+            tracing=tracing,
         )
     )
     workers[0].run()

@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ from ingest_api.customer_admin import CustomerAdmin
 from ingest_api.customers import CustomerRoutes
 from ingest_api.episodes import EpisodeBody
 from ingest_api.exchange import Exchange
-from ingest_api.federation import Target, merge, scrape
+from ingest_api.federation import merge, scrape
 from ingest_api.feedback import FeedbackBody, FeedbackFields
 from ingest_api.gateway import Gateway
 from ingest_api.hardening import KnownHosts, PromptBodies, SecurityHeaders
@@ -62,9 +62,12 @@ from ingest_api.stream.route import build_router as build_stream_router
 from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
 from runtime.embodiments import RobotTypes
+from runtime.group_lag import GroupLag
 from runtime.metrics import CONTENT_TYPE, Metrics
 from runtime.publisher import PublisherPort
 from runtime.settings import Settings
+from runtime.targets import Target
+from runtime.tracing import NoTracing, Tracing
 from runtime.traffic import TrafficTable
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet, EmbodimentCard
@@ -100,6 +103,8 @@ class Services:
     tokens: Tokens | None
     topics: list[Topic]
     federate_targets: Callable[[], list[Target]]
+    group_lag: GroupLag
+    tracing: Tracing = field(default_factory=NoTracing)
 
 
 def create_app(settings: Settings, services: Services) -> FastAPI:
@@ -126,7 +131,7 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     app.include_router(_data(services))
     app.include_router(_tenancy(settings, services))
     app.include_router(models.build_router(services.cards, services.workers, services.traffic))
-    app.include_router(monitoring.build_router(services.cards, services.workers))
+    app.include_router(monitoring.build_router(services.cards, services.workers, services.group_lag))
     app.include_router(_operation(services))
     if settings.enable_prometheus:
         app.include_router(_metrics(services, scraper))
@@ -162,6 +167,7 @@ def _work(settings: Settings, services: Services) -> APIRouter:
         workers=services.workers,
         limits=services.limits,
         counts=InferenceCounts(services.metrics, services.cards),
+        tracing=services.tracing,
     )
     inference = InferenceRoute(settings=settings, keys=services.keys, exchange=exchange)
     stream = StreamRoute(settings=settings, keys=services.keys, exchange=exchange, sessions=services.sessions)

@@ -22,6 +22,7 @@ from ingest_api.replies import Reply
 from ingest_api.request_body import InferenceBody, check_record_size
 from runtime.errors import VlastreamError
 from runtime.settings import Settings
+from runtime.tracing import Kind, NoTracing, Span, Tracing, log_fields
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet, ModelCard
 from schemas.codes import Code
@@ -48,6 +49,8 @@ class Case:
     #: What the customer's limits let it in by; its headers go with the answer. None: nobody has asked yet.
     allowance: Allowance | None = None
     replayed: bool = False
+    #: Begun once the request is sent to the log.
+    span: Span | None = None
     #: How long the observation is worth acting on.
     ttl_s: float = float("inf")
 
@@ -83,6 +86,7 @@ class Exchange:
         workers: LiveWorkers,
         limits: Limits,
         counts: InferenceCounts,
+        tracing: Tracing | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._settings = settings
@@ -92,6 +96,7 @@ class Exchange:
         self._workers = workers
         self._limits = limits
         self._counts = counts
+        self._tracing = tracing or NoTracing()
         self._now_us = now_us
 
     def begin(self) -> Case:
@@ -157,12 +162,19 @@ class Exchange:
         if len(value) > (own := key.limits.max_payload_bytes or len(value)):
             detail = f"the request makes a message of {len(value)} bytes: this customer may send {own}"
             raise Problem(Code.TOO_LARGE, detail, violations=[fault("body", "max_payload_bytes", detail)])
+        case.span = self._tracing.start(
+            "request",
+            parent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+            start_us=case.received_us,
+            kind=Kind.SERVER,
+            attributes={"vlastream.request_id": case.request_id[:64], "vlastream.model": case.model},
+        )
         question = Question(
             value=value,
             robot_id=robot_id,
             request_id=case.request_id,
             customer_id=key.customer_id,
-            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+            traceparent=case.span.traceparent,
         )
         ttl_ms = message.ttl_ms
         if not 0 < ttl_ms <= self._settings.max_ttl_ms:
@@ -197,6 +209,8 @@ class Exchange:
             raise _unreadable(case)
         if not reply.replayed:
             self._counts.outcome(outcome)
+            if reply.traceparent:
+                self._tracing.start("reply", parent=reply.traceparent, start_us=outcome.times.action_gate_end_us).end()
         return outcome
 
     def actions(self, reply: Reply, case: Case) -> Actions:
@@ -215,6 +229,7 @@ class Exchange:
         """The caller has its actions. A replay was counted when it was new."""
         if not case.replayed:
             self._counts.answered(case.model, case.robot_type, "success", case.elapsed_s)
+        _end(case)
 
     def headers(self, case: Case) -> dict[str, str]:
         """What a transport with headers says of the limits."""
@@ -223,6 +238,7 @@ class Exchange:
     def left(self, case: Case) -> None:
         """The caller is gone without an answer."""
         self._counts.answered(case.model, case.robot_type, "disconnected", case.elapsed_s)
+        _end(case, "disconnected")
 
     def refused(self, error: VlastreamError, case: Case) -> Problem:
         """The problem that a caller is told, counted."""
@@ -237,9 +253,10 @@ class Exchange:
             for violation in problem.violations:
                 self._counts.malformed(violation["field"], violation["reason"], _FIELDS)
         if problem is not error:
-            log.warning(
-                "%s", error, extra={"action": "refuse", "reason": problem.code, "request_id": case.request_id[:64]}
-            )
+            trace = log_fields(case.span.traceparent if case.span is not None else "")
+            about = {"action": "refuse", "reason": problem.code, "request_id": case.request_id[:64], **trace}
+            log.warning("%s", error, extra=about)
+        _end(case, problem.code)
         return problem
 
     def _timings(self, outcome: Outcome, case: Case) -> dict[str, float]:
@@ -248,6 +265,11 @@ class Exchange:
         if case.replayed:
             return {"total": (answered_us - case.received_us) / 1000}
         return timings_ms(outcome.times, received_us=case.received_us, answered_us=answered_us)
+
+
+def _end(case: Case, error: str = "") -> None:
+    if case.span is not None:
+        case.span.end(error=error, attributes={"vlastream.replayed": case.replayed})
 
 
 def _is_matrix(outcome: Outcome) -> bool:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httpx
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,36 +13,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from runtime.settings import Settings
+from runtime.targets import Target
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One process and where its /metrics is."""
-
-    role: str
-    url: str
-
-    @property
-    def instance(self) -> str:
-        return urlsplit(self.url).netloc
-
-
-def targets_of(settings: Settings) -> list[Target]:
-    """The processes of the embedded stack while its file is there, else those that the settings name."""
-    try:
-        document = json.loads(settings.stack_file.read_text(encoding="utf-8"))
-        return [Target(str(process["role"]), str(process["metrics"])) for process in document["processes"]]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s cannot be used: %s", settings.stack_file, error, extra={"action": "federate"})
-    pairs = (entry.partition("=") for entry in settings.federate_targets)
-    return [Target(role, url) for role, separator, url in pairs if separator]
 
 
 async def scrape(targets: Sequence[Target], client: httpx.AsyncClient) -> list[tuple[Target, str | None]]:

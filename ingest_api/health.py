@@ -1,4 +1,4 @@
-"""GET /health: every server behind this API, with its state and how long it took to answer."""
+"""GET /health: every server behind this API, with its state and how long it took to answer; workers; consumers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import VlastreamError
+from runtime.group_lag import GroupLag
 from runtime.metrics import Metrics
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet, ModelCard
@@ -16,6 +17,10 @@ from schemas.cards import CardSet, ModelCard
 _PROBE_TIMEOUT_S = 4.0
 #: /health needs no key, so what it found is kept for a moment.
 _KEPT_S = 1.0
+#: A consumer group that has left a record for so long is late: rows come some seconds after their outcomes.
+_LATE_S = 60.0
+#: What the broker last said of its groups is no longer believed after this time.
+_LOOK_TOO_OLD_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,13 @@ class Health:
         workers: LiveWorkers,
         cards: CardSet,
         metrics: Metrics,
+        group_lag: GroupLag,
         weights_of: Callable[[str], Mapping[str, float] | None] = lambda model: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._group_lag = group_lag
+        self._clock = clock
+        self._started_at = clock()
         self._dependencies = dependencies
         self._waiting_for = waiting_for
         self._workers = workers
@@ -61,11 +71,12 @@ class Health:
                 found = await asyncio.gather(*(self._probe(name, self._dependencies[name]) for name in names))
                 self._found = dict(zip(names, found, strict=True))
                 self._found_at = time.monotonic()
-        dependencies = {**self._found, "workers": self._worker_state()}
+        dependencies = {**self._found, "workers": self._worker_state(), "consumers": self._consumer_state()}
         waiting = self._waiting_for()
         states = {entry["status"] for entry in dependencies.values()}
         status = "down" if waiting or "down" in states else "degraded" if "degraded" in states else "ok"
-        body = {"status": status, "waiting_for": waiting, "dependencies": dependencies}
+        uptime_s = round(self._clock() - self._started_at, 1)
+        body = {"status": status, "uptime_s": uptime_s, "waiting_for": waiting, "dependencies": dependencies}
         return (503 if status == "down" else 200), body
 
     async def _probe(self, name: str, dependency: Dependency) -> dict[str, Any]:
@@ -87,6 +98,17 @@ class Health:
     def _is_dealt(self, card: ModelCard) -> bool:
         weights = self._weights_of(card.model)
         return (card.traffic if weights is None else weights.get(card.deployment, 0.0)) > 0
+
+    def _consumer_state(self) -> dict[str, Any]:
+        """`unknown` until the groups were looked at, some seconds after the start; that is no ill health."""
+        lags = self._group_lag.all() if self._group_lag.age_s <= _LOOK_TOO_OLD_S else {}
+        late = [group for group, lag in lags.items() if lag.oldest_age_s > _LATE_S]
+        return {
+            "status": "degraded" if late else "ok" if lags else "unknown",
+            "lag": {group: lag.records for group, lag in lags.items()},
+            "oldest_age_s": {group: round(lag.oldest_age_s, 3) for group, lag in lags.items()},
+            "detail": f"late by more than {_LATE_S:.0f} s: {', '.join(late)}" if late else "",
+        }
 
     def _worker_state(self) -> dict[str, Any]:
         live = {card.deployment: len(self._workers.live(card.deployment)) for card in self._cards.models}

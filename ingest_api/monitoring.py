@@ -1,21 +1,23 @@
-"""What the GPU workers say of themselves: GPUs and queues."""
+"""What the GPU workers say of themselves, and the broker of them: GPUs and queues."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from prometheus_client import Gauge
 
 from ingest_api import openapi
+from runtime.group_lag import GroupLag, Lag
 from runtime.metrics import Metrics
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet, ModelCard
 from schemas.messages import WorkerHeartbeat
+from schemas.topics import worker_group
 
 
-def build_router(cards: CardSet, workers: LiveWorkers) -> APIRouter:
+def build_router(cards: CardSet, workers: LiveWorkers, group_lag: GroupLag) -> APIRouter:
     router = APIRouter()
 
     @router.get(
@@ -42,13 +44,34 @@ def build_router(cards: CardSet, workers: LiveWorkers) -> APIRouter:
 
     @router.get("/v1/monitoring/queue", tags=["monitoring"], summary="Requests that wait for a device")
     async def queue() -> dict[str, Any]:
-        deployments = [queue_document(card, workers.live(card.deployment)) for card in cards.models]
-        return {"queue_depth": sum(d["queue_depth"] for d in deployments), "deployments": deployments}
+        deployments = [
+            queue_document(card, workers.live(card.deployment), group_lag.of(worker_group(card.deployment)))
+            for card in cards.models
+        ]
+        groups = {
+            group: {"lag": lag.records, "oldest_age_s": round(lag.oldest_age_s, 3), "throughput_per_s": lag.rate_per_s}
+            for group, lag in group_lag.all().items()
+        }
+        depth = sum(document["queue_depth"] for document in deployments)
+        return {"queue_depth": depth, "deployments": deployments, "consumer_groups": groups}
 
     return router
 
 
-def queue_document(card: ModelCard, beats: list[WorkerHeartbeat]) -> dict[str, Any]:
+def capacity_per_s(beats: Sequence[WorkerHeartbeat]) -> float:
+    """Requests a second that these workers serve at full batches, by the cost that each has measured."""
+    seconds = [(beat.max_batch, beat.cost_per_item_s * beat.max_batch + beat.cost_base_s) for beat in beats]
+    return sum(batch / took_s for batch, took_s in seconds if took_s > 0)
+
+
+def estimated_wait_s(lag: Lag | None, beats: Sequence[WorkerHeartbeat]) -> float | None:
+    """How long a request that comes now waits until the device is done with all before it; None where nobody knows."""
+    capacity = capacity_per_s(beats)
+    return None if lag is None or capacity <= 0 else lag.records / capacity
+
+
+def queue_document(card: ModelCard, beats: list[WorkerHeartbeat], lag: Lag | None) -> dict[str, Any]:
+    """lag, oldest_age_s and throughput_per_s are the broker's figures, some seconds old; null before the first look."""
     return {
         "deployment": card.deployment,
         "model": card.model,
@@ -56,6 +79,11 @@ def queue_document(card: ModelCard, beats: list[WorkerHeartbeat]) -> dict[str, A
         "queue_depth": sum(beat.queue_depth for beat in beats),
         "in_flight": sum(beat.in_flight for beat in beats),
         "completed_total": sum(beat.completed_total for beat in beats),
+        "lag": None if lag is None else lag.records,
+        "oldest_age_s": None if lag is None else round(lag.oldest_age_s, 3),
+        "throughput_per_s": None if lag is None else lag.rate_per_s,
+        "capacity_per_s": capacity_per_s(beats),
+        "estimated_wait_s": estimated_wait_s(lag, beats),
         "workers": [
             {
                 "worker_id": beat.worker_id,

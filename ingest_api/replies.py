@@ -38,6 +38,8 @@ class Reply:
     value: bytes
     replayed: bool = False
     expired: bool = False
+    #: Of the stage that wrote it; empty where there is none.
+    traceparent: str = ""
 
 
 class Pending(Generic[T]):
@@ -215,6 +217,7 @@ class ReplyReader:
             value=record.value or b"",
             replayed=headers.get(h.REPLAYED) == "true",
             expired=headers.get(h.EXPIRED) == "true",
+            traceparent=headers.get(h.TRACEPARENT, ""),
         )
 
     def _on_error(self, error: KafkaError) -> None:

@@ -18,7 +18,6 @@ import uvloop
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from ingest_api.app import Services, create_app
-from ingest_api.federation import targets_of
 from ingest_api.gateway import KafkaGateway
 from ingest_api.health import Dependency, Health
 from ingest_api.history import PostgresHistory
@@ -33,12 +32,16 @@ from runtime.consent import ConsentList
 from runtime.database import connect
 from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal, Unavailable
-from runtime.kafka import build_consumer, build_producer, wait_for_kafka
+from runtime.group_lag import INTERVAL_S, GroupLag, KafkaOffsets, watched_groups
+from runtime.kafka import build_admin, build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Lifecycle
 from runtime.metrics import Metrics
+from runtime.periodic import Periodic
 from runtime.publisher import Publisher
 from runtime.settings import Settings
+from runtime.targets import targets_of
 from runtime.topic_admin import declared_topics
+from runtime.tracing import build_tracing
 from runtime.traffic import TrafficTable
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
@@ -87,6 +90,8 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     except CardError as error:
         raise Fatal(str(error)) from error
     metrics = Metrics()
+    tracing = build_tracing(settings, "api")
+    lifecycle.on_close("traces", tracing.close)
     client_id = f"api-{settings.role_instance}"
     producer = build_producer(
         settings, client_id, queue_bytes=settings.inference_queue_max_bytes + _OTHER_RECORDS_BYTES
@@ -124,6 +129,14 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         reasons = ["stopping"] if lifecycle.stopping.is_set() else []
         return [*reasons, *([] if all(view.ready for view in views) else ["views"]), *gateway.waiting_for]
 
+    metrics.watch_pool(settings.database_pool_size, database.pool_in_use)
+    kafka_offsets = KafkaOffsets(
+        build_admin(settings, f"{client_id}-lag"),
+        partial(build_consumer, settings, f"{client_id}-lag", group=None, **KafkaOffsets.SINGLE_READS),
+    )
+    group_lag = GroupLag(offsets=kafka_offsets, groups=watched_groups(cards, settings.fleets), metrics=metrics)
+    look = Periodic("group lag", INTERVAL_S, group_lag.look, lifecycle.fail)
+
     health = Health(
         dependencies={
             "kafka": Dependency(partial(_ping_kafka, producer), vital=True, without="no request can be taken"),
@@ -135,6 +148,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         cards=cards,
         metrics=metrics,
         weights_of=traffic.weights,
+        group_lag=group_lag,
     )
     sessions = Sessions(settings.stream_max_sessions, metrics)
     services = Services(
@@ -158,8 +172,13 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         tokens=tenancy.tokens,
         topics=list(declared_topics(settings)),
         federate_targets=partial(targets_of, settings),
+        group_lag=group_lag,
+        tracing=tracing,
     )
     way = _Way(gateway=gateway, views=views, producer=producer)
+    lifecycle.on_close("group offsets", lambda deadline: kafka_offsets.close())
+    lifecycle.on_close("group lag", look.close)
+    look.start()
     connecting = asyncio.create_task(_connect(settings, lifecycle, way))
     tenancy.upkeep.start()
     started = time.monotonic()

@@ -12,7 +12,7 @@ from datetime import datetime
 
 import click
 
-from runtime import cli_robots, cli_tenancy
+from runtime import cli_recovery, cli_robots, cli_tenancy
 from runtime.cli_tasks import InOrder as _InOrder
 from runtime.cli_tasks import load as _load
 from runtime.cli_tasks import run_role as _run_role
@@ -371,6 +371,10 @@ def dlq_purge(everything: bool, yes: bool, **typed: object) -> None:
         say=click.echo,
         **typed,
     )
+
+
+for _command in (cli_recovery.backup, cli_recovery.rebuild, cli_recovery.metrics):
+    main.add_command(_command)
 
 
 @main.command()

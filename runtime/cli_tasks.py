@@ -38,6 +38,7 @@ def load(target: str) -> Callable[..., Any]:
 
 
 def _settings(role: str) -> Any:
+    from runtime.error_reports import configure_error_reports
     from runtime.logs import configure_logging
     from runtime.settings import load_settings
 
@@ -49,6 +50,11 @@ def _settings(role: str) -> Any:
     configure_logging(
         level=settings.effective_log_level, log_format=settings.log_format, role=role, instance=settings.role_instance
     )
+    try:
+        configure_error_reports(settings, role)
+    except VlastreamError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_CONFIG)
     return settings
 
 

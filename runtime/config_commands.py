@@ -17,7 +17,6 @@ Say = Callable[[str], None]
 
 #: Names that people bring from elsewhere, and what holds here instead.
 NOT_SETTINGS = {
-    "SENTRY_DSN": "no error tracker is built in: errors are JSON lines on standard error and vla_* metrics",
     "RATE_LIMIT_ENABLED": "it is named ENABLE_RATE_LIMITS here",
     "API_HOST": "it is named HOST here",
     "API_PORT": "it is named PORT here",

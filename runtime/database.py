@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import QueuePool
 
 from runtime.errors import Unavailable
 from runtime.settings import Settings
@@ -34,6 +36,10 @@ class Database:
         """Return if the server answers. Raises Unavailable."""
         with self.begin() as connection:
             connection.execute(text("SELECT 1"))
+
+    def pool_in_use(self) -> int:
+        """Connections of the pool that are handed out now."""
+        return cast(QueuePool, self.engine.pool).checkedout()
 
     def close(self) -> None:
         self.engine.dispose()

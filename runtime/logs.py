@@ -1,4 +1,4 @@
-"""Structured logs: one sentence a line, with `action`, `request_id` and `robot_id` as fields of their own."""
+"""Structured logs: one sentence a line, with `action`, `request_id`, `robot_id`, `trace_id` as fields of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-_FIELDS = ("action", "request_id", "robot_id", "deployment", "topic", "partition", "offset", "reason")
+_FIELDS = ("action", "request_id", "robot_id", "trace_id", "deployment", "topic", "partition", "offset", "reason")
 
 
 class _TextFormatter(logging.Formatter):

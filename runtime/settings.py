@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     log_level: LogLevel = "INFO"
     #: json or text
     log_format: Literal["json", "text"] = "json"
+    #: Base URL of an OTLP/HTTP collector (extra `otel`); empty: no traces.
+    otel_exporter_otlp_endpoint: str = ""
+    #: Share of requests that are traced. Those with a sampled `traceparent` always are.
+    otel_traces_sampler_arg: float = Field(default=1.0, ge=0, le=1)
+    #: Of Sentry (extra `sentry`); empty: no error reports.
+    sentry_dsn: SecretStr = SecretStr("")
     shutdown_timeout_s: float = Field(default=10.0, gt=0, le=300)
 
     # --- topology

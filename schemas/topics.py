@@ -33,6 +33,10 @@ GATE_APP = "vla-gate"
 GATE_TABLE = "requests"
 GATE_CHANGELOG = f"{GATE_APP}-{GATE_TABLE}-changelog"
 DEAD_LETTER_SUFFIX = ".dlq"
+#: Consumer groups. The gate's is its app.
+POSTGRES_GROUP = "sink-postgres"
+PARQUET_GROUP = "sink-parquet"
+EMBEDDER_GROUP = "vla-embedder"
 
 #: Anchored, so that a pattern subscription never takes in a dead letter topic.
 ACCEPTED_PATTERN = r"^vla\.accepted\.[a-z0-9-]+\.v1$"

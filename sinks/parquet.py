@@ -11,7 +11,7 @@ from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas import headers as h
 from schemas.card_files import load_cards
-from schemas.topics import EPISODES, FEEDBACK, OUTCOMES, accepted_topic, episodes_topic
+from schemas.topics import EPISODES, FEEDBACK, OUTCOMES, PARQUET_GROUP, accepted_topic, episodes_topic
 from sinks.arrow_schemas import EPISODES_DATASET, FEEDBACK_DATASET, OBSERVATIONS, OUTCOMES_DATASET, SCHEMAS
 from sinks.consent import ConsentView
 from sinks.flow import Fenced
@@ -24,7 +24,7 @@ from sinks.rows import Row
 from sinks.service import serve
 from sinks.storage import AlreadyExists, Storage, open_storage
 
-NAME = "sink-parquet"
+NAME = PARQUET_GROUP
 ACCEPTED_PREFIX = "vla.accepted."
 
 #: Beyond it a file would grow for want of bytes: small rows are cut by number.

@@ -26,7 +26,17 @@ from runtime.tables import inference_log, safety_incidents, sink_marks
 from schemas import headers as h
 from schemas.card_files import load_cards
 from schemas.cards import CardSet
-from schemas.topics import AUDIT, CONSENT, CONTROL, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, episodes_topic
+from schemas.topics import (
+    AUDIT,
+    CONSENT,
+    CONTROL,
+    EMBEDDINGS,
+    EPISODES,
+    FEEDBACK,
+    OUTCOMES,
+    POSTGRES_GROUP,
+    episodes_topic,
+)
 from sinks.audit import audited
 from sinks.consent import ConsentView
 from sinks.data_records import decode_consent, decode_embedding, decode_episode, decode_feedback
@@ -39,7 +49,7 @@ from sinks.rows import CONSENTED, Row, incident_row, inference_row
 from sinks.service import serve
 from sinks.usage import count_usage
 
-NAME = "sink-postgres"
+NAME = POSTGRES_GROUP
 #: The one series of a partition: of outcomes the offset of the completion that each was made from, else the offset.
 RESULTS_SERIES = "results"
 
@@ -240,21 +250,30 @@ def _entry(record: Record, row: AnyRow, number: int) -> Entry[AnyRow]:
     )
 
 
+def topics_of(settings: Settings) -> list[str]:
+    """Everything that this sink reads."""
+    return [OUTCOMES, EMBEDDINGS, FEEDBACK, EPISODES, *map(episodes_topic, settings.fleets), CONSENT, CONTROL, AUDIT]
+
+
+def decoder_of(settings: Settings, consents: ConsentList) -> Decoder:
+    return Decoder(
+        consents=consents,
+        cards=load_cards(settings.cards_dir),
+        fleet_of={episodes_topic(fleet): fleet for fleet in settings.fleets},
+        min_safety_score=settings.min_safety_score,
+    )
+
+
 def main(settings: Settings) -> int:
     """Run the role until it is told to stop; returns its exit status."""
+    settings = with_registered_fleets(settings)
     database = connect(settings, NAME, pool_size=1)
     view = ConsentView(settings, f"{NAME}-{settings.role_instance}")
-    fleet_of = {episodes_topic(fleet): fleet for fleet in with_registered_fleets(settings).fleets}
     return serve(
         settings,
         name=NAME,
-        topics=[OUTCOMES, EMBEDDINGS, FEEDBACK, EPISODES, *fleet_of, CONSENT, CONTROL, AUDIT],
-        decode=Decoder(
-            consents=view.consents,
-            cards=load_cards(settings.cards_dir),
-            fleet_of=fleet_of,
-            min_safety_score=settings.min_safety_score,
-        ),
+        topics=topics_of(settings),
+        decode=decoder_of(settings, view.consents),
         store=lambda metrics: PostgresStore(database, view.consents),
         close_store=database.close,
         consent=view,

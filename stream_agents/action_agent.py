@@ -14,6 +14,7 @@ from runtime.embodiments import RobotTypes
 from runtime.errors import Poison
 from runtime.kafka import Record
 from runtime.metrics import Metrics
+from runtime.tracing import Kind, NoTracing, Tracing, record_attributes
 from schemas import headers as h
 from schemas.action_rules import evaluate_chunk
 from schemas.cards import EmbodimentCard
@@ -52,7 +53,9 @@ class ActionAgent:
         stop_of: Callable[[str, str, str], Control | None],
         min_safety_score: float,
         metrics: Metrics,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing or NoTracing()
         self._table = table
         self._robots = robots
         self._cards = robots.cards
@@ -77,8 +80,19 @@ class ActionAgent:
             # Unknown: nobody's, or long decided and evicted. Decided: the first one won.
             self._metrics.completions_dropped.labels("unknown" if row is None else "decided").inc()
             return
+        span = self._tracing.start(
+            "action gate",
+            parent=record.headers.get(h.TRACEPARENT, ""),
+            start_us=started_us,
+            kind=Kind.CONSUMER,
+            attributes=record_attributes(record),
+        )
         outcome = self._outcome(completion, record, row, started_us)
-        await self._publish(outcome, row)
+        await self._publish(outcome, row, span.traceparent)
+        span.end(
+            error=outcome.rejection.code,
+            attributes={"vlastream.request_id": row.request_id[:64], "vlastream.robot_id": row.robot_id[:128]},
+        )
 
     def _decode(self, record: Record) -> Completion:
         try:
@@ -175,18 +189,21 @@ class ActionAgent:
         chunk = self._table.chunk_before(row.customer_id, row.robot_id, source)
         return _matrix(chunk.actions) if chunk is not None and chunk.episode_id == episode_id else None
 
-    async def _publish(self, outcome: Outcome, row: RequestRecord) -> None:
+    async def _publish(self, outcome: Outcome, row: RequestRecord, trace: str) -> None:
         """Outcome and replies together; the table last, so that a crash before it repeats them harmlessly."""
         value = outcome.SerializeToString()
         answered: list[ReplyAddress] = []
         waiting = list(row.waiting)
         record, *_ = await self._delivery.send_all(
-            [self._record(outcome, value, row), *(self._reply(a, value, row, i) for i, a in enumerate(waiting))]
+            [
+                self._record(outcome, value, row, trace),
+                *(self._reply(a, value, row, i, trace) for i, a in enumerate(waiting)),
+            ]
         )
         answered.extend(waiting)
         # Retries may have begun to wait in the meantime; none is left out before the row is closed.
         while late := [address for address in row.waiting if address not in answered]:
-            await self._delivery.send_all([self._reply(a, value, row, len(answered)) for a in late])
+            await self._delivery.send_all([self._reply(a, value, row, len(answered), trace) for a in late])
             answered.extend(late)
         self._table.decide(outcome.row_id, record.offset, refused=outcome.WhichOneof("kind") == "rejection")
         if outcome.HasField("chunk"):
@@ -204,7 +221,7 @@ class ActionAgent:
             )
         self._count(outcome, row, answered)
 
-    def _record(self, outcome: Outcome, value: bytes, row: RequestRecord) -> Outgoing:
+    def _record(self, outcome: Outcome, value: bytes, row: RequestRecord, trace: str) -> Outgoing:
         headers = h.cloud_event(
             event_type="vla.outcome.v1", event_id=outcome.row_id, source="stream_agents", now_s=time.time()
         )
@@ -212,11 +229,11 @@ class ActionAgent:
             topic=OUTCOMES,
             value=value,
             key=row.robot_id.encode(),
-            headers=h.encode({**headers, h.ROW_ID: outcome.row_id}),
+            headers=h.encode({**headers, h.ROW_ID: outcome.row_id, **({h.TRACEPARENT: trace} if trace else {})}),
             partition=row.source.partition,
         )
 
-    def _reply(self, address: ReplyAddress, value: bytes, row: RequestRecord, index: int) -> Outgoing:
+    def _reply(self, address: ReplyAddress, value: bytes, row: RequestRecord, index: int, trace: str) -> Outgoing:
         return reply(
             address,
             value,
@@ -224,6 +241,7 @@ class ActionAgent:
             request_id=row.request_id,
             replayed=index > 0,
             expired=time.time() * 1000 > row.deadline_ms,
+            traceparent=trace,
         )
 
     def _count(self, outcome: Outcome, row: RequestRecord, answered: list[ReplyAddress]) -> None:

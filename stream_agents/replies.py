@@ -46,7 +46,14 @@ class Origins:
 
 
 def reply(
-    address: ReplyAddress, outcome: bytes, *, robot_id: str, request_id: str, replayed: bool, expired: bool
+    address: ReplyAddress,
+    outcome: bytes,
+    *,
+    robot_id: str,
+    request_id: str,
+    replayed: bool,
+    expired: bool,
+    traceparent: str = "",
 ) -> Outgoing:
     """One answer: the outcome's bytes as they stand in the log, and what holds for this answer alone in headers."""
     headers = {
@@ -57,6 +64,7 @@ def reply(
         h.REQUEST_ID: request_id,
         h.REPLAYED: str(replayed).lower(),
         h.EXPIRED: str(expired).lower(),
+        **({h.TRACEPARENT: traceparent} if traceparent else {}),
     }
     return Outgoing(
         topic=address.topic,

@@ -12,6 +12,7 @@ from runtime.embodiments import RobotTypes
 from runtime.errors import Poison
 from runtime.kafka import Record
 from runtime.metrics import Metrics
+from runtime.tracing import Kind, NoTracing, Span, Tracing, log_fields, record_attributes
 from schemas import headers as h
 from schemas.codes import Code, status_of
 from schemas.messages import (
@@ -56,7 +57,9 @@ class RequestAgent:
         tier_of: Callable[[str], str],
         limits: FleetLimits,
         metrics: Metrics,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing or NoTracing()
         self._table = table
         self._origins = origins
         self._delivery = delivery
@@ -72,10 +75,18 @@ class RequestAgent:
     async def handle(self, record: Record) -> None:
         started_us = time.time_ns() // 1000
         headers = record.headers
+        span = self._tracing.start(
+            "request gate",
+            parent=headers.get(h.TRACEPARENT, ""),
+            start_us=started_us,
+            kind=Kind.CONSUMER,
+            attributes=record_attributes(record),
+        )
         try:
             request, customer_id = self._decode(record, headers)
         except Poison as poison:
             await self._bury(record, headers, poison)
+            span.end(error=poison.reason)
             return
         ttl_ms = request.ttl_ms if 0 < request.ttl_ms <= self._max_ttl_ms else self._default_ttl_ms
         address = self._origins.address(record.source, headers, request.request_id)
@@ -87,7 +98,7 @@ class RequestAgent:
             deadline_ms=record.timestamp_ms + ttl_ms,
             address=address,
         )
-        case = _Case(record, headers, request, row_id, row, started_us)
+        case = _Case(record, span, request, row_id, row, started_us)
         standing = self._table.standing(row_id, row)
         if isinstance(standing, RetryOf):
             await self._answer_again(case, standing, address)
@@ -106,6 +117,10 @@ class RequestAgent:
         self._table.evict(record.partition, record.timestamp_ms)
         self._metrics.gate_records.set(len(self._table))
         self._metrics.stage_duration.labels("request_gate").observe(time.time_ns() / 1e9 - started_us / 1e6)
+        span.end(
+            error=row.refusal,
+            attributes={"vlastream.request_id": request.request_id[:64], "vlastream.robot_id": request.robot_id[:128]},
+        )
 
     def _decode(self, record: Record, headers: dict[str, str]) -> tuple[InferenceRequest, str]:
         customer_id = self._origins.customer(record.topic, headers)
@@ -299,7 +314,7 @@ class _Case:
     def __init__(
         self,
         record: Record,
-        headers: dict[str, str],
+        span: Span,
         request: InferenceRequest,
         row_id: str,
         row: RequestRecord,
@@ -310,8 +325,12 @@ class _Case:
         self.row_id = row_id
         self.row = row
         self.started_us = started_us
-        self.trace = {h.TRACEPARENT: headers[h.TRACEPARENT]} if h.TRACEPARENT in headers else {}
-        self.log_fields = {"request_id": request.request_id, "robot_id": request.robot_id}
+        self.trace = {h.TRACEPARENT: span.traceparent} if span.traceparent else {}
+        self.log_fields = {
+            "request_id": request.request_id,
+            "robot_id": request.robot_id,
+            **log_fields(span.traceparent),
+        }
 
 
 def circumstances_of(

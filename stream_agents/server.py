@@ -23,6 +23,7 @@ from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
+from runtime.tracing import build_tracing
 from runtime.traffic import TrafficTable
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
@@ -55,6 +56,8 @@ def main(settings: Settings) -> int:
 
 async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     metrics = Metrics()
+    tracing = build_tracing(settings, "gate")
+    lifecycle.on_close("traces", tracing.close)
     client_id = f"gate-{settings.role_instance}"
     cards = load_cards(settings.cards_dir)
     workers, stops = LiveWorkers(settings.worker_timeout_s), StopList()
@@ -130,6 +133,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         tier_of=lambda customer_id: consents.tier(customer_id, round(time.time() * 1000)),
         limits=limits,
         metrics=metrics,
+        tracing=tracing,
     )
     actions = ActionAgent(
         table=table,
@@ -139,6 +143,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         stop_of=stop_of,
         min_safety_score=settings.min_safety_score,
         metrics=metrics,
+        tracing=tracing,
     )
     gate.install(on_request=requests.handle, on_completion=actions.handle, restore=table.restore)
     try:

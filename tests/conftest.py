@@ -16,3 +16,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--secure-stack", action="store_true", help="TLS and users for the whole stack of tests/e2e (make test-secure)"
     )
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped counts as a failure")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

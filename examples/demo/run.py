@@ -139,7 +139,10 @@ class FleetRun:
         )
 
     def _visitors(self) -> list[Visitor]:
-        """One robot for each foreign protocol, where its client packages are installed. They are the owner's."""
+        """One robot for each foreign protocol, where its client packages are installed.
+
+        They are the guest's: looking for faces in every frame that is kept would take longer than the demo itself.
+        """
         options = self._options
         if options.robots_only:
             return []
@@ -153,7 +156,7 @@ class FleetRun:
             visit = {
                 "protocol": protocol,
                 "api": self._stack.api,
-                "api_key": self._customers.owner.api_key,
+                "api_key": self._customers.guest.api_key,
                 "robot_id": f"{protocol}-arm",
                 "seed": options.seed + 1000 + number,
                 "seconds": options.seconds,

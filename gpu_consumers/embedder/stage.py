@@ -21,10 +21,11 @@ from runtime.kafka import Record
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.publisher import Delivered, PublisherPort
+from schemas.topics import EMBEDDER_GROUP
 
 log = logging.getLogger(__name__)
 
-GROUP = "vla-embedder"
+GROUP = EMBEDDER_GROUP
 _PAUSE_S = 0.25
 
 

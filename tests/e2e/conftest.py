@@ -10,15 +10,26 @@ import pytest
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.stack import Stack
+from tests.collector import Collector
 from tests.e2e.running_stack import RunningStack
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[RunningStack]:
+def collector() -> Iterator[Collector]:
+    """Where the stack's processes send their spans."""
+    with Collector() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config, collector: Collector
+) -> Iterator[RunningStack]:
     layout = Layout(tmp_path_factory.mktemp("stack"))
     environment = {
         "DEFAULT_CONSENT_TIER": "full",
         "PARQUET_FLUSH_INTERVAL_S": "2",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "IMAGE_EMBEDDING_MODEL": str(Path(__file__).resolve().parents[2] / "examples" / "tabletop" / "vision_tower"),
     }
     with Stack(layout, env=environment, secure=pytestconfig.getoption("--secure-stack")) as started:

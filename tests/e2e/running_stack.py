@@ -43,6 +43,11 @@ class RunningStack:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.file['api_key']}"}
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a command that is typed beside the stack."""
+        return {**os.environ, "STACK_FILE": str(self._layout.stack_file)}
+
     @functools.cached_property
     def settings(self) -> Settings:
         found = self.file
@@ -55,8 +60,9 @@ class RunningStack:
         """What a robot of a fleet that the stack begins with tells Kafka; nothing where the stack is plain."""
         return fleet_security(self.file, fleet)
 
-    def post(self, body: dict[str, Any], **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.api}/v1/inference", json=body, headers=self.headers, timeout=30, **options)
+    def post(self, body: dict[str, Any], **headers: str) -> httpx.Response:
+        """A request; `headers` beside the key."""
+        return httpx.post(f"{self.api}/v1/inference", json=body, headers={**self.headers, **headers}, timeout=30)
 
     def pids(self, role: str) -> list[int]:
         return [process["pid"] for process in self.file["processes"] if process["role"] == role]

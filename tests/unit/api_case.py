@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,6 @@ from sqlalchemy.exc import OperationalError
 
 from ingest_api.app import Services, create_app
 from ingest_api.customer_admin import CustomerAdmin
-from ingest_api.federation import Target
 from ingest_api.gateway import Question
 from ingest_api.health import Dependency, Health
 from ingest_api.key_admin import KeyAdmin
@@ -31,10 +30,13 @@ from runtime.consent import ConsentList
 from runtime.database import Database
 from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
+from runtime.group_lag import GroupLag, Place, watched_groups
 from runtime.metrics import Metrics
 from runtime.settings import Settings
+from runtime.targets import Target
 from runtime.testing import InMemoryBroker
 from runtime.topic_admin import declared_topics
+from runtime.tracing import NoTracing, Tracing
 from runtime.traffic import TrafficTable
 from runtime.workers import LiveWorkers
 from schemas.messages import (
@@ -195,6 +197,35 @@ class ListedRows:
         return [dict(row) for row in self.found]
 
 
+class ScriptedOffsets:
+    """What a broker says of its groups: every topic has one partition."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        #: Topic -> first offset and end.
+        self.logs: dict[str, tuple[int, int]] = {}
+        #: Group and topic -> committed offset.
+        self.commits: dict[tuple[str, str], int] = {}
+        #: Topic and offset -> append time.
+        self.appended: dict[tuple[str, int], int] = {}
+        self.away = False
+
+    def places(self, topics: Iterable[str]) -> list[Place]:
+        if self.away:
+            raise Unavailable("away")
+        return [(topic, 0) for topic in topics if topic in self.logs]
+
+    def committed(self, group: str) -> dict[Place, int]:
+        return {(topic, 0): offset for (name, topic), offset in self.commits.items() if name == group}
+
+    def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+        return {place: self.logs[place[0]] for place in places}
+
+    def appended_at_ms(self, offsets: Mapping[Place, int]) -> dict[Place, int]:
+        asked = {place: (place[0], offset) for place, offset in offsets.items()}
+        return {place: self.appended[key] for place, key in asked.items() if key in self.appended}
+
+
 class ScriptedEmbedder:
     def __init__(self) -> None:
         self.away = False
@@ -273,11 +304,17 @@ class Api:
     consents: ConsentList = field(default_factory=lambda: ConsentList("none", "partial"))
     robots: RobotTypes = field(default_factory=lambda: RobotTypes(cards()))
     clock: ManualClock = field(default_factory=ManualClock)
+    tracing: Tracing = field(default_factory=NoTracing)
+    offsets: ScriptedOffsets = field(default_factory=ScriptedOffsets)
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.settings.stream_max_sessions, self.metrics)
         self.publisher = self.broker.publisher()
+        watched = watched_groups(cards(), ())
+        self.group_lag = GroupLag(
+            offsets=self.offsets, groups=watched, metrics=self.metrics, clock=self.offsets.clock, now=lambda: 1000.0
+        )
         self.beat()
         self.keys = KeyRing(
             cache=self.cache,
@@ -295,6 +332,8 @@ class Api:
             cards=cards(),
             metrics=self.metrics,
             weights_of=self.traffic.weights,
+            group_lag=self.group_lag,
+            clock=ManualClock(),
         )
         services = Services(
             cards=self.robots.cards,
@@ -317,6 +356,8 @@ class Api:
             tokens=self.tokens,
             topics=list(declared_topics(self.settings)),
             federate_targets=lambda: self.targets,
+            group_lag=self.group_lag,
+            tracing=self.tracing,
         )
         self.app = create_app(self.settings, services)
 

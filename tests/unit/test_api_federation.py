@@ -9,8 +9,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest_api.federation import Target, merge, scrape, targets_of
+from ingest_api.federation import merge, scrape
 from runtime.metrics import Metrics
+from runtime.targets import Target, targets_file, targets_of
 from tests.unit.api_case import Api, sandbox
 
 GATE_1, GATE_2 = Target("gate", "http://127.0.0.1:7001/metrics"), Target("gate", "http://127.0.0.1:7002/metrics")
@@ -85,9 +86,15 @@ def test_targets_come_from_the_stack_and_else_from_the_settings(tmp_path: Path) 
     assert targets_of(settings) == [Target("gate", "http://h:1/metrics")]
     settings.stack_file.write_text("{ half")
     assert targets_of(settings) == [Target("gate", "http://h:1/metrics")]
-    processes = [{"role": "sink postgres", "pid": 1, "metrics": "http://h:2/metrics"}]
+    processes = [
+        {"role": "kafka", "pid": 3, "metrics": None},
+        {"role": "sink postgres", "pid": 1, "metrics": "http://h:2/metrics"},
+    ]
     settings.stack_file.write_text(json.dumps({"processes": processes}))
     assert targets_of(settings) == [Target("sink postgres", "http://h:2/metrics")]
+    assert json.loads(targets_file(settings)) == [
+        {"targets": ["h:2"], "labels": {"role": "sink postgres", "__metrics_path__": "/metrics"}}
+    ]
 
 
 async def test_the_route_answers_although_nobody_can_be_reached() -> None:

@@ -78,7 +78,7 @@ async def test_health_tells_each_server_and_what_is_lost(kafka: Any, postgres: A
     answer = await get(api, "/health")
     document = answer.json()
     assert (answer.status_code, document["status"]) == (status, word)
-    assert set(document["dependencies"]) == {"kafka", "postgres", "workers"}
+    assert set(document["dependencies"]) == {"kafka", "postgres", "workers", "consumers"}
     for name, probe in (("kafka", kafka), ("postgres", postgres)):
         entry = document["dependencies"][name]
         assert (entry["status"] == "ok") == (probe is _answers)
@@ -224,11 +224,52 @@ async def test_queues_add_up_over_workers() -> None:
     assert api.count("vla_queue_depth", deployment="test-model-a") == 7
 
 
+async def test_a_queue_tells_lag_age_throughput_and_how_long_a_request_would_wait() -> None:
+    api = Api()
+    api.beat(queue_depth=3, max_batch=4, cost_per_item_s=0.1, cost_base_s=0.1)
+    (before,) = (await get(api, "/v1/monitoring/queue")).json()["deployments"]
+    assert (before["lag"], before["oldest_age_s"], before["throughput_per_s"]) == (None, None, None)
+    topic, group = "vla.accepted.test-model-a.v1", "gpu.test-model-a"
+    api.offsets.logs[topic] = (0, 30)
+    api.offsets.commits[group, topic] = 6
+    api.offsets.appended[topic, 6] = 991_500
+    api.group_lag.look()
+    api.offsets.clock.now_s += 2
+    api.offsets.commits[group, topic] = 14
+    api.offsets.appended[topic, 14] = 996_000
+    api.group_lag.look()
+    document = (await get(api, "/v1/monitoring/queue")).json()
+    (queue,) = document["deployments"]
+    assert (queue["lag"], queue["oldest_age_s"], queue["throughput_per_s"]) == (16, 4.0, 4.0)
+    # 4 requests take 0.5 s, so 8 are served a second.
+    assert (queue["capacity_per_s"], queue["estimated_wait_s"]) == (8.0, 2.0)
+    assert document["consumer_groups"][group]["lag"] == 16
+    assert api.count("vla_deployment_lag", deployment="test-model-a") == 16
+    assert api.count("vla_deployment_oldest_age_seconds", deployment="test-model-a") == 4.0
+
+
+async def test_health_is_degraded_by_consumers_that_are_late_and_not_by_a_broker_that_did_not_tell() -> None:
+    api = Api()
+    consumers = (await get(api, "/health")).json()["dependencies"]["consumers"]
+    assert (consumers["status"], consumers["lag"]) == ("unknown", {})
+    api.offsets.logs["vla.outcomes.v1"] = (0, 10)
+    api.offsets.appended["vla.outcomes.v1", 0] = 900_000
+    api.group_lag.look()
+    document = (await get(api, "/health")).json()
+    assert document["status"] == "degraded"
+    assert document["dependencies"]["consumers"]["detail"] == "late by more than 60 s: sink-postgres, sink-parquet"
+    api.offsets.away = True
+    api.group_lag.look()
+    api.offsets.clock.now_s += 31
+    assert (await get(api, "/health")).json()["dependencies"]["consumers"]["status"] == "unknown"
+
+
 async def test_metrics_name_the_checklist() -> None:
     text = (await get(Api(), "/metrics")).text
     for name in (
-        "vla_inference_requests_total", "vla_gpu_utilization_percent", "vla_gpu_memory_used_bytes",
-        "vla_safety_checks_total", "vla_validation_failures_total", "vla_queue_depth",
+        "vla_inference_requests_total", "vla_inference_duration_seconds", "vla_gpu_utilization_percent",
+        "vla_gpu_memory_used_bytes", "vla_gpu_memory_utilization_percent", "vla_safety_checks_total",
+        "vla_safety_rejections_total", "vla_validation_failures_total", "vla_queue_depth",
     ):  # fmt: skip
         assert f"# TYPE {name} " in text
 

@@ -1,0 +1,1 @@
+"""Backups, and Postgres made anew from the log and the lake."""

