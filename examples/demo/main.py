@@ -24,7 +24,7 @@ FILM_FOLDER = Path(".vlastream/demo")
 DATASET_FOLDER = FILM_FOLDER / "dataset"
 #: What the sinks get to write what is still on its way when the fleet is done; on a busy machine the faces in the
 #: frames take most of it.
-BOOKS_WAIT_S = 180.0
+BOOKS_WAIT_S = 600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
