@@ -1,6 +1,7 @@
-"""A new revision beside the old one, under load: robots move to it by weights and back, and another model joins in.
+"""A new revision beside the old one, under load: robots move to it by weights and back; a model and a fleet join in.
 
-Nothing is restarted for it. That nothing is lost and the books balance is what every fault is held to.
+For the revision nothing is restarted; for the fleet every gate and sink is, one after another. That nothing is lost
+and the books balance is what every fault is held to.
 """
 
 from __future__ import annotations
@@ -9,16 +10,23 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping
 
+from robot_client import KafkaTransport, Observation, RobotClient
 from stream_agents.request_rules import route
+from tests import pictures
 from tests.faults import log
 from tests.faults.scene import CARD, CARDS, NEXT, OTHER, Scene
 
 #: Weights of the old and the new revision, one after the other.
 STEPS = ((50, 50), (0, 100), (50, 50), (100, 0))
+#: Added while robots are on both revisions.
+FLEET = "newcomers"
 
 
 def roll_a_revision(scene: Scene) -> None:
-    """100/0 to 50/50 to 0/100 and back, while every robot stays where it is as long as the weights do."""
+    """100/0 to 50/50 to 0/100 and back, while every robot stays where it is as long as the weights do.
+
+    At the first 50/50 a fleet is added, served, and taken out again.
+    """
     expected = {robot: [CARD.deployment] for robot in set(scene.load.scheduled_robots.values())}
     too_early = scene.command("models", "traffic", CARD.model, f"{NEXT.deployment}=1", "--reason", "x", status=1)
     assert f"no live worker: {NEXT.deployment}" in too_early
@@ -38,12 +46,29 @@ def roll_a_revision(scene: Scene) -> None:
             _wait_until_moved(scene, {robot: deployments[-1] for robot, deployments in expected.items()})
             for answered in others:
                 answered.result(timeout=100)
+            if number == 0:
+                _fleet_comes_and_goes(scene)
     seen = _deployments(scene)
     for robot, deployments in expected.items():
         assert seen[robot] == [name for name, _ in itertools.groupby(deployments)], f"{robot} was moved needlessly"
     history = scene.command("models", "traffic", CARD.model, "--history").splitlines()
     assert [line.rpartition(": ")[2] for line in history[-len(STEPS) :]] == [f"step {i}" for i in range(len(STEPS))]
     assert all("by the test" in line for line in history[-len(STEPS) :])
+
+
+def _fleet_comes_and_goes(scene: Scene) -> None:
+    gates = scene.stack.pids("gate")
+    scene.command("fleets", "add", FLEET, "--by", "the test")
+    assert not set(gates) & set(scene.stack.pids("gate")), "every gate was restarted"
+    robot_id, bootstrap = f"{FLEET}-1", scene.settings.kafka_bootstrap_servers
+    transport = KafkaTransport(bootstrap, fleet=FLEET, robot_id=robot_id, frame_lifetime_ms=20_000)
+    seen = Observation(
+        images={"base": pictures.jpeg()}, state=[0.0] * CARD.state_dim, instruction="lift the blue block"
+    )
+    with RobotClient(transport, robot_id=robot_id, robot_type=CARD.embodiments[0]) as robot:
+        assert len(robot.infer(seen, ttl_ms=20_000).actions) == CARD.horizon
+    scene.command("fleets", "remove", FLEET)
+    assert scene.stack.file["fleets"] == "demo"
 
 
 def _place(robot_id: str, weights: Mapping[str, float]) -> str:
