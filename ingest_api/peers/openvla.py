@@ -91,9 +91,12 @@ def _content(raw: bytes) -> tuple[dict[str, Any], bool]:
 
 def _check_pairing(content: dict[str, Any], card: ModelCard) -> None:
     """Raises Problem 422 where the caller wants other statistics than the model's card has."""
-    wanted, served = content.pop("unnorm_key", None), card.policy_config.get("unnorm_key")
-    if wanted is not None and served is not None and wanted != served:
-        detail = f"{card.model} is served with the statistics of {served}: leave unnorm_key out, or ask another model"
+    wanted = content.pop("unnorm_key", None)
+    served = {card.policy_config.get("unnorm_key"), *(pairing.unnorm_key for pairing in card.pairings.values())}
+    named = sorted(str(key) for key in served if key)
+    if wanted is not None and named and wanted not in named:
+        keys = ", ".join(named)
+        detail = f"{card.model} is served with the statistics of {keys}: leave unnorm_key out, or ask another model"
         raise Problem(Code.EMBODIMENT_MISMATCH, detail, violations=[fault("unnorm_key", "mismatch", detail)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -228,6 +229,8 @@ class Stack:
             "S3_SECRET_KEY": s3.secret_key,
             "STACK_FILE": str(self.layout.stack_file.resolve()),
             "LOG_FORMAT": "json",
+            "SECRET_KEY": self.layout.secret("secret_key"),
+            "JWT_SECRET_KEY": self.layout.secret("jwt_secret_key", lambda: secrets.token_hex(32)),
             "FLEETS": self._fleets,
             # A broker of our own lets a dead member go sooner than the default of other installations.
             "KAFKA_SESSION_TIMEOUT_MS": "3000",
