@@ -34,7 +34,7 @@ DIALECT = PGDialect()  # type: ignore[no-untyped-call]
 #: What people put where a name belongs. None of it may become a statement, a path, a header or a line of its own.
 PAYLOADS = (
     "' OR '1'='1", "x'; DROP TABLE inference_log;--", "x' UNION SELECT key_hash FROM api_keys--",
-    "%(customer_id_1)s", "{{7*7}}", "../../../../etc/passwd", "file:///etc/passwd", "http://169.254.169.254/latest",
+    "%(nobodys_parameter)s", "{{7*7}}", "../../../../etc/passwd", "file:///etc/passwd", "http://169.254.169.254/latest",
     "a\r\nset-cookie: x=1", "a\x00b", "a\u2028b", "<script>alert(1)</script>", "A" * 5000,
 )  # fmt: skip
 

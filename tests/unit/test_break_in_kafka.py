@@ -25,7 +25,7 @@ FORGED = {
 async def test_a_fleet_that_writes_our_headers_stays_who_it_is_and_where_it_is(name: str) -> None:
     bench = GateBench()
     bench.tiers["customer-2"] = "full"
-    await answered(bench, request(), topic=FLEET_TOPIC, **{name: FORGED[name]})  # type: ignore[arg-type]
+    await answered(bench, request(), topic=FLEET_TOPIC, **{name: FORGED[name]})
     (record,) = bench.broker.records(ACCEPTED)
     assert record.headers[h.CUSTOMER_ID] == "north"
     assert record.headers[h.CONSENT_TIER] == "none"

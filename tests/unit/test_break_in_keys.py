@@ -76,7 +76,13 @@ async def test_a_key_in_a_url_opens_nothing(where: str) -> None:
 
 def forged(secret: str = JWT_SECRET, algorithm: str | None = "HS256", **changes: Any) -> str:
     now_s = int(time.time())
-    claims = {"iss": "vlastream", "aud": "vlastream-api", "sub": CUSTOMER, "key": "k-1", "scope": "read"}
+    claims: dict[str, Any] = {
+        "iss": "vlastream",
+        "aud": "vlastream-api",
+        "sub": CUSTOMER,
+        "key": "k-1",
+        "scope": "read",
+    }
     claims |= {"iat": now_s, "nbf": now_s, "exp": now_s + 60, **changes}
     return jwt.encode({k: v for k, v in claims.items() if v is not ...}, secret, algorithm=algorithm)
 
@@ -133,6 +139,7 @@ async def test_a_token_that_was_kept_is_of_no_use_once_its_key_is_revoked() -> N
 
 # --- more than a key may
 
+MODEL_STOP = {"action": "stop", "scope": "model", "model": "test-model", "reason": "mine"}
 ESCALATIONS: list[tuple[tuple[Scope, ...], str, str, Any]] = [
     ((Scope.READ,), "POST", "/v1/control", {"action": "stop", "scope": "fleet", "reason": "mine"}),
     ((Scope.READ,), "POST", "/v1/inference", body()),
@@ -146,7 +153,7 @@ ESCALATIONS: list[tuple[tuple[Scope, ...], str, str, Any]] = [
     ((Scope.KEYS, Scope.READ), "POST", "/v1/auth/token", {"scopes": ["keys"]}),
     ((Scope.READ,), "POST", "/v1/auth/token", {"scopes": ["read", "control"]}),
     ((Scope.KEYS, Scope.CONTROL), "POST", "/v1/control", {"action": "stop", "scope": "all", "reason": "mine"}),
-    ((Scope.CONTROL,), "POST", "/v1/control", {"action": "stop", "scope": "model", "model": "test-model", "reason": "x"}),
+    ((Scope.CONTROL,), "POST", "/v1/control", MODEL_STOP),
     ((Scope.KEYS,), "GET", "/v1/customers", None),
     ((Scope.KEYS,), "POST", "/v1/customers", {"email": "a@example.org", "tier": "enterprise"}),
     ((Scope.INFERENCE,), "GET", "/v1/audit", None),
@@ -179,9 +186,11 @@ async def test_another_customers_robot_type_is_not_changed_by_its_name() -> None
 SECRETS = ("planted-database", "planted-kafka-password", "planted-redis", "planted-jwt-secret-" + "j" * 32)
 
 
-ASKED = [("GET", "/openapi.json"), ("GET", "/metrics"), ("GET", "/health"), ("GET", "/config"), ("GET", "/"),
+ASKED = [
+    ("GET", "/openapi.json"), ("GET", "/metrics"), ("GET", "/health"), ("GET", "/config"), ("GET", "/"),
     ("GET", "/v1/keys"), ("GET", "/nothing/" + KEY[:20]), ("POST", "/v1/inference"), ("PUT", "/v1/inference"),
-    ("POST", "/v1/auth/token"), ("GET", "/v1/inferences"), ("GET", "/metrics/federate"), ("GET", "/v1/monitoring/gpu")]  # fmt: skip
+    ("POST", "/v1/auth/token"), ("GET", "/v1/inferences"), ("GET", "/metrics/federate"), ("GET", "/v1/monitoring/gpu"),
+]  # fmt: skip
 
 
 async def test_no_answer_and_no_line_tells_a_secret(caplog: pytest.LogCaptureFixture) -> None:

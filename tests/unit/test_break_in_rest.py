@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import io
 import json
 import logging
@@ -18,7 +16,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from runtime.logs import configure_logging
 from schemas.codes import Code
-from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, EPISODES, FEEDBACK, REPLIES
+from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, EPISODES, FEEDBACK
 from tests.unit.api_case import CUSTOMER, KEY, body
 from tests.unit.break_in_case import (
     LOOT,
@@ -256,11 +254,6 @@ def test_a_line_break_in_what_is_logged_makes_no_second_line(
 # --- too much
 
 
-def bomb() -> bytes:
-    """gzip: 64 KiB that become 64 MiB."""
-    return gzip.compress(bytes(64 * 1024 * 1024), 1)
-
-
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "x-gzip", "GZIP"])
 @pytest.mark.parametrize("path", ["/v1/inference", "/v1/feedback", "/act", "/v1/control"])
 async def test_a_compressed_body_is_refused_unread(path: str, encoding: str) -> None:
@@ -302,7 +295,6 @@ async def test_an_address_in_place_of_an_image_is_no_image(data: str) -> None:
 
 async def test_what_is_nested_without_end_is_refused() -> None:
     api = standing()
-    for content in (b"[" * 100_000, b'{"a":' * 50_000, base64.b64encode(bomb())):
+    for content in (b"[" * 100_000, b'{"a":' * 50_000, b"{" * 100_000):
         assert (await send(api, "POST", "/v1/inference", content=content)).status_code in (400, 413)
     assert api.gateway.asked == []
-    assert REPLIES not in (await send(api, "GET", "/metrics")).text
