@@ -42,7 +42,7 @@ from ingest_api.exchange import Exchange
 from ingest_api.federation import merge, scrape
 from ingest_api.feedback import FeedbackBody, FeedbackFields
 from ingest_api.gateway import Gateway
-from ingest_api.hardening import KnownHosts, PromptBodies, SecurityHeaders
+from ingest_api.hardening import KnownHosts, PlainBodies, PromptBodies, SecurityHeaders
 from ingest_api.health import Health
 from ingest_api.history import History
 from ingest_api.inference import InferenceRoute
@@ -142,6 +142,7 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """From the inside out: what is added last sees a request first."""
     app.add_middleware(PromptBodies, timeout_s=settings.client_timeout_s)
+    app.add_middleware(PlainBodies)
     app.add_middleware(KnownHosts, hosts=settings.allowed_hosts)
     if settings.cors_origins:
         app.add_middleware(

@@ -79,6 +79,25 @@ class KnownHosts:
             await Problem(Code.MALFORMED, detail).response()(scope, receive, send)
 
 
+class PlainBodies:
+    """Refuses compressed bodies, which may have any size once unpacked: 415, RFC 9110 section 15.5.16."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        encodings = Headers(scope=scope).getlist("content-encoding") if scope["type"] == "http" else []
+        if all(encoding.strip().lower() in ("", "identity") for encoding in encodings):
+            await self._app(scope, receive, send)
+            return
+        detail = "send the body as it is, without Content-Encoding: images in it are compressed already"
+        # The body is not read, so the connection cannot be used again.
+        refusal = Problem(
+            Code.MALFORMED, detail, status=415, headers={"accept-encoding": "identity", "connection": "close"}
+        )
+        await refusal.response()(scope, receive, send)
+
+
 class PromptBodies:
     """Ends a request whose body does not come: otherwise its place would be held for as long as its client likes.
 

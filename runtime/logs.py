@@ -11,11 +11,19 @@ from pythonjsonlogger.json import JsonFormatter
 _FIELDS = ("action", "request_id", "robot_id", "trace_id", "deployment", "topic", "partition", "offset", "reason")
 
 
+def _plain(text: str) -> str:
+    """Without what would start a line of its own or move the cursor: text that came from outside may hold it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
-        fields = " ".join(f"{name}={getattr(record, name)}" for name in _FIELDS if hasattr(record, name))
+        fields = " ".join(f"{name}={_plain(str(getattr(record, name)))}" for name in _FIELDS if hasattr(record, name))
         return f"{line} {fields}" if fields else line
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return _plain(super().formatMessage(record))
 
 
 def configure_logging(*, level: str, log_format: Literal["json", "text"], role: str, instance: int = 0) -> None:

@@ -23,3 +23,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How often the break-in suite tried, and how often it got in: an attempt whose test did not pass."""
+    ran = {
+        outcome: sum("/test_break_in_" in report.nodeid for report in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed", "error")
+    }
+    if tried := sum(ran.values()):
+        terminalreporter.write_line(f"break-in: {tried} attempts, {tried - ran['passed']} let in")
