@@ -100,7 +100,10 @@ class KafkaQueryEmbedder:
 
 
 def instruction_query(wanted: InstructionSearch, customer_id: str, embedding: list[float]) -> Select[Any]:
-    """Instructions that this customer has used, nearest first."""
+    """Instructions that this customer has used, nearest first.
+
+    The table sums over all customers who used the same words: its figures are filtered by and never told.
+    """
     table = instruction_analytics.c
     distance = table.instruction_embedding.cosine_distance(embedding)
     uses = type_coerce(table.common_robots, JSONB)
@@ -109,12 +112,6 @@ def instruction_query(wanted: InstructionSearch, customer_id: str, embedding: li
             table.instruction,
             table.category,
             (literal(1.0) - distance).label("similarity"),
-            table.total_uses,
-            table.success_rate,
-            table.avg_safety_score,
-            table.common_robots,
-            table.first_seen,
-            table.last_seen,
         )
         .where(table.customers.contains([customer_id]), table.instruction_embedding.is_not(None))
         .order_by(distance)
