@@ -304,7 +304,7 @@ def test_what_a_fleet_writes_into_headers_makes_it_nobody_else_and_sends_its_ans
         deliver(south, asked, forged)
         headers, answer = own.wait_for(asked.request_id)
         assert headers[h.CORRELATION_ID] == asked.request_id
-        assert answer.HasField("chunk")
+        assert answer.HasField("chunk"), answer
         _, outcome = log.wait_for(asked.request_id)
         assert outcome.request.customer_id == SOUTH
         assert outcome.request.consent_tier == "none"
