@@ -254,7 +254,7 @@ def test_a_fleet_that_is_added_is_served_and_one_that_is_removed_is_shut_out(
     assert [line.split()[0] for line in list_fleets(kafka.admin)] == [NORTH, SOUTH, "east"]
     apply_all(kafka.admin, acls=True)  # takes nothing away from a registered fleet
 
-    with gate_of(kafka, tmp_path), InstantWorker(kafka.admin):
+    with InstantWorker(kafka.admin), gate_of(kafka, tmp_path):
         add_fleet(kafka.admin, "east", restarted=True, say=said.append, **options)  # type: ignore[arg-type]
         words = dict(line.split()[:2] for line in said if line.startswith(("username", "password")))
         assert words["username"] == "fleet.east"
@@ -277,8 +277,8 @@ def test_a_fleet_that_is_added_is_served_and_one_that_is_removed_is_shut_out(
 
 @pytest.fixture(scope="module")
 def served(kafka: SecureKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
-    """The same broker with a gate, and a worker that answers at once."""
-    with gate_of(kafka, tmp_path_factory.mktemp("gate")), InstantWorker(kafka.admin):
+    """The same broker with a worker that answers at once, and a gate that knows of it when it is ready."""
+    with InstantWorker(kafka.admin), gate_of(kafka, tmp_path_factory.mktemp("gate")):
         yield kafka
 
 
@@ -304,7 +304,7 @@ def test_what_a_fleet_writes_into_headers_makes_it_nobody_else_and_sends_its_ans
         deliver(south, asked, forged)
         headers, answer = own.wait_for(asked.request_id)
         assert headers[h.CORRELATION_ID] == asked.request_id
-        assert answer.HasField("chunk"), answer
+        assert answer.HasField("chunk"), answer.rejection
         _, outcome = log.wait_for(asked.request_id)
         assert outcome.request.customer_id == SOUTH
         assert outcome.request.consent_tier == "none"
