@@ -32,8 +32,6 @@ class Fault:
 
     name: str
     strike: Callable[[Scene], None]
-    #: Requests a second meanwhile.
-    rate_hz: float = 10.0
 
 
 def kill(*roles: str) -> Fault:

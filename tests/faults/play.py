@@ -40,11 +40,11 @@ class Result:
         )
 
 
-def play(stack: RunningStack, fault: Fault, *, rate_hz: float | None = None) -> Result:
+def play(stack: RunningStack, fault: Fault) -> Result:
     """Strike under load, let the load go on until robots are served again, and hold everything to its promises."""
     settings = stack.settings
     topics = dict.fromkeys((REQUESTS, requests_topic(FLEET), RESULTS), settings.kafka_partitions)
-    with CommitWatch(settings, GATE_APP, topics) as watch, Load(stack, rate_hz=rate_hz or fault.rate_hz) as load:
+    with CommitWatch(settings, GATE_APP, topics) as watch, Load(stack) as load:
         load.wait_for_answers(20)
         struck_s, began = time.time(), time.monotonic()
         fault.strike(Scene(stack, load))
