@@ -10,7 +10,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from ingest_api.peers.arrays import pack_openpi
+from schemas import openpi_wire
 from schemas.scopes import Scope
 from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, key_record
 from tests.unit.break_in_case import PAYLOADS, VICTIM, VICTIM_KEY, settings_with, standing, token_for
@@ -107,7 +107,7 @@ async def test_a_frame_that_is_too_large_or_a_bomb_ends_the_connection() -> None
 @pytest.mark.parametrize("content", [{"__ndarray__": True, b"data": b"x"}, {"prompt": "../../etc/passwd"}, [[]] * 1000])
 async def test_what_a_peer_packs_is_data_and_never_code(content: Any) -> None:
     pickled = b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."
-    for frame in (pack_openpi(content), pickled):
+    for frame in (openpi_wire.pack(content), pickled):
         async with serving(two()) as it, it.connect("/") as socket:
             await socket.recv()
             await socket.send(frame)
