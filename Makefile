@@ -112,6 +112,7 @@ proto: $(STAMP) ## Generate the message classes from schemas/vla/v1/*.proto
 
 docs: $(STAMP) ## Write the pages that are made from code
 	@$(BIN)/python -m runtime.metrics_page > docs/metrics.md
+	@PYTHONPATH=. $(BIN)/python -m tests.api_page > docs/api.md
 	@$(BIN)/python -m deploy.grafana.boards
 
 clean: ## Remove the environment and the embedded stack's data
