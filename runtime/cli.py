@@ -404,6 +404,12 @@ def ps() -> None:
     sys.exit(_load("runtime.stack.commands:ps")())
 
 
+@main.command()
+def env() -> None:
+    """Addresses and secrets of the stack in this folder, for a shell: `eval "$(vlastream env)"`."""
+    _run_task("runtime.stack.shell:show_exports", say=click.echo)
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:

