@@ -61,6 +61,8 @@ class Installation(_Strict):
     retention_days: int = Field(ge=1)
     default_ttl_ms: int = Field(ge=1)
     deployments: dict[Name, Worker] = Field(min_length=1)
+    #: PersistentVolumeClaim with the weights that cards name below /srv/weights. Empty: they are in the image.
+    weights_claim: str = ""
 
     def topics(self) -> tuple[Topic, ...]:
         return declare(
