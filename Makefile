@@ -113,6 +113,7 @@ proto: $(STAMP) ## Generate the message classes from schemas/vla/v1/*.proto
 docs: $(STAMP) ## Write the pages that are made from code
 	@$(BIN)/python -m runtime.metrics_page > docs/metrics.md
 	@$(BIN)/python -m deploy.grafana.boards
+	@$(BIN)/python -m deploy.kubernetes.generate
 
 clean: ## Remove the environment and the embedded stack's data
 	@rm -rf $(VENV) $(LEROBOT_VENV) $(CLIENTS_VENV) .vlastream

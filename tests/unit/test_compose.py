@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +207,13 @@ def test_prometheus_finds_every_role_by_its_name() -> None:
     assert found == roles
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: `make test-ops` does it")
+def test_prometheus_can_read_its_configuration() -> None:
+    config = ROOT / "deploy" / "prometheus" / "compose.yml"
+    done = subprocess.run(["promtool", "check", "config", str(config)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # --- the images
 
 
@@ -291,3 +301,19 @@ def test_the_build_sees_no_secrets_and_every_package_of_the_wheel() -> None:
         re.findall(r"packages = \[(.+)\]", (ROOT / "pyproject.toml").read_text())[0].replace('"', "").split(", ")
     )
     assert packages <= {source.rstrip("/") for source in copied()}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
+def test_the_wheel_that_the_images_install_has_every_file_of_the_packages(tmp_path: Path) -> None:
+    copies = [rest.split()[:-1] for instruction, rest in STAGES["wheel"].instructions if instruction == "COPY"]
+    wanted = [file for sources in copies for source in sources for file in tracked(source)]
+    assert "pyproject.toml" in wanted
+    for file in wanted:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "out"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    [wheel] = (tmp_path / "out").glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert {file for file in wanted if "/" in file and not file.startswith("requirements/")} <= packed
+    assert any(name.endswith("entry_points.txt") for name in packed)
