@@ -392,7 +392,8 @@ def test_every_deployment_of_the_cards_has_workers_that_are_scaled_by_its_own_la
         assert 1 <= spec["minReplicaCount"] <= spec["maxReplicaCount"] <= partitions // 2
         # What the API lets in at most must be enough to ask for all of them.
         admitted = (
-            of_kind(name, "HorizontalPodAutoscaler")["api"]["spec"]["minReplicas"] * Settings().inference_queue_max_size
+            of_kind(name, "HorizontalPodAutoscaler")["api"]["spec"]["minReplicas"]
+            * Settings.model_fields["inference_queue_max_size"].default
         )
         assert int(trigger["metadata"]["lagThreshold"]) * spec["maxReplicaCount"] <= admitted
 
@@ -442,3 +443,10 @@ def test_an_installation_whose_cards_and_costs_differ_is_refused(tmp_path: Path)
     (tmp_path / "one" / "cards" / "models" / "pi0-droid.yaml").unlink()
     with pytest.raises(ValueError, match="pi0-droid"):
         load_installation(tmp_path / "one")
+
+
+def test_a_deployment_whose_name_is_too_long_for_a_label_is_refused() -> None:
+    known = yaml.safe_load((overlay_of("dev") / "installation.yaml").read_text())
+    [worker] = known["deployments"].values()
+    with pytest.raises(ValueError, match="63 characters"):
+        Installation.model_validate({**known, "deployments": {"a" * 60: worker}})
