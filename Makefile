@@ -114,6 +114,7 @@ docs: $(STAMP) ## Write the pages that are made from code
 	@$(BIN)/python -m runtime.metrics_page > docs/metrics.md
 	@PYTHONPATH=. $(BIN)/python -m tests.api_page > docs/api.md
 	@$(BIN)/python -m deploy.grafana.boards
+	@$(BIN)/python -m deploy.kubernetes.generate
 
 clean: ## Remove the environment and the embedded stack's data
 	@rm -rf $(VENV) $(LEROBOT_VENV) $(CLIENTS_VENV) .vlastream

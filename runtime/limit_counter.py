@@ -79,12 +79,12 @@ class LimitCounter:
 
     async def add(self, subject: str, window: Window, amount: int = 1) -> int | None:
         """The count of a window with `amount` more in it."""
-        return await self._asked(lambda: self._storage.incr(f"{subject}:{window.name}", _kept_s(window), amount))
+        return await self._asked(lambda: self._storage.incr(f"{subject}:{window.name}", kept_s(window), amount))
 
     async def admit_robot(self, customer_id: str, robot_id: str, day: Window, limit: int) -> bool | None:
         """Whether the robot is one of the `limit` that may come on this day; it is from now on."""
         key = f"{_PREFIX}:robots:{customer_id}:{day.name}"
-        found = await self._asked(lambda: self._admit(keys=[key], args=[robot_id, limit, _kept_s(day)]))
+        found = await self._asked(lambda: self._admit(keys=[key], args=[robot_id, limit, kept_s(day)]))
         return None if found is None else bool(found)
 
     async def raise_to(self, counts: Iterable[tuple[str, Window, int]]) -> None:
@@ -94,7 +94,7 @@ class LimitCounter:
             async with self._client.pipeline(transaction=False) as pipeline:
                 for subject, window, used in counts:
                     key = f"{_PREFIX}:{subject}:{window.name}"
-                    await self._raise(keys=[key], args=[used, _kept_s(window)], client=pipeline)
+                    await self._raise(keys=[key], args=[used, kept_s(window)], client=pipeline)
                 await pipeline.execute()
             return True
 
@@ -117,5 +117,6 @@ class LimitCounter:
             return None
 
 
-def _kept_s(window: Window) -> int:
+def kept_s(window: Window) -> int:
+    """Seconds that the counter of a window lives: longer than any copy, which a full Valkey forgets first."""
     return window.length_s + max(window.length_s, _LATE_S)
