@@ -15,8 +15,10 @@ from runtime.stack.roles import answers_ready
 from runtime.stack.rolling import runs_beside
 
 _POLL_S = 0.1
-#: Roles that share the partitions of what they read; the others stand on no consumer group.
-_NOT_BY_PARTITION = ("api", "etl")
+#: Roles whose processes share no partitions among them.
+_UNSHARED = ("api", "etl")
+#: Roles that read accepted topics.
+_OF_ACCEPTED = ("gpu", "embedder", "sink parquet")
 
 
 def scale_role(settings: Settings, role: str, count: int, *, wait_s: float, say: Callable[[str], None] = print) -> None:
@@ -31,10 +33,11 @@ def scale_role(settings: Settings, role: str, count: int, *, wait_s: float, say:
             raise Fatal(f"{name} has not {count} ready processes after {wait_s:.0f} s: see `vlastream ps` and its logs")
         time.sleep(_POLL_S)
     say(f"{name}: {count} ready (before: {before})")
-    if count > settings.kafka_partitions and not name.startswith(_NOT_BY_PARTITION):
-        say(
-            f"a topic has {settings.kafka_partitions} partitions (KAFKA_PARTITIONS): more processes than that wait idle"
-        )
+    accepted = name.startswith(_OF_ACCEPTED)
+    partitions = settings.kafka_accepted_partitions if accepted else settings.kafka_partitions
+    if count > partitions and not name.startswith(_UNSHARED):
+        setting = "KAFKA_ACCEPTED_PARTITIONS" if accepted else "KAFKA_PARTITIONS"
+        say(f"what {name} reads has {partitions} partitions ({setting}): more processes than that wait idle")
     if name == "api" and count > 1:
         say("each API serves at an address of its own, see `vlastream ps`: nothing spreads clients over them here")
 

@@ -89,7 +89,7 @@ def test_a_role_gets_the_number_of_processes_that_is_asked_for_and_the_first_one
         answers: list[str] = []
         scale_role(settings, "gate", 5, wait_s=60, say=answers.append)
         assert answers[0] == "gate: 5 ready (before: 2)"
-        assert "a topic has 4 partitions" in answers[1]
+        assert "what gate reads has 4 partitions" in answers[1]
         grown = _processes(layout, "gate")
         assert [p["pid"] for p in grown[:2]] == [p["pid"] for p in before]
         assert len({p["metrics"] for p in grown}) == 5
