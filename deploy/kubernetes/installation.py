@@ -1,0 +1,103 @@
+"""What an overlay installs: its numbers (installation.yaml) together with the cards of its deployments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from deploy.kubernetes.scaling import Cost, Scaling
+from schemas.card_files import load_embodiment_card, load_model_card
+from schemas.cards import CardSet, ModelCard, Name
+from schemas.topics import Topic, declare
+
+FOLDER = Path(__file__).parent
+OVERLAYS = FOLDER / "overlays"
+#: Robot types are those of the images: overlays bring models only.
+EMBODIMENTS = FOLDER.parent / "cards" / "embodiments"
+
+Count = Annotated[int, Field(ge=1, le=1024)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MeasuredCost(_Strict):
+    """Milliseconds of a batch of n: per_item_ms * n + base_ms."""
+
+    per_item_ms: float = Field(gt=0)
+    base_ms: float = Field(ge=0)
+    source: str
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.per_item_ms / 1000, self.base_ms / 1000, self.source)
+
+
+class Worker(_Strict):
+    """One pod of a deployment."""
+
+    #: NVIDIA devices; 0: inference on the CPU.
+    gpus: int = Field(ge=0, le=8)
+    cpu: str
+    memory: str
+    min_replicas: int = Field(ge=1)
+    cost: MeasuredCost
+
+
+class Installation(_Strict):
+    """The numbers of one overlay."""
+
+    #: Folder with models/*.yaml, relative to the overlay.
+    cards: str
+    fleets: tuple[Name, ...] = ()
+    partitions: Count
+    accepted_partitions: Count
+    reply_partitions: Count
+    replication: int = Field(ge=1, le=9)
+    retention_days: int = Field(ge=1)
+    default_ttl_ms: int = Field(ge=1)
+    deployments: dict[Name, Worker] = Field(min_length=1)
+
+    def topics(self) -> tuple[Topic, ...]:
+        return declare(
+            fleets=self.fleets,
+            deployments=self.deployments,
+            partitions=self.partitions,
+            accepted_partitions=self.accepted_partitions,
+            reply_partitions=self.reply_partitions,
+            retention_days=self.retention_days,
+        )
+
+    def scaling(self, card: ModelCard) -> Scaling:
+        worker = self.deployments[card.deployment]
+        return Scaling(
+            deployment=card.deployment,
+            cost=worker.cost.cost,
+            largest_batch=max(card.batch_sizes),
+            ttl_s=self.default_ttl_ms / 1000,
+            partitions=self.accepted_partitions,
+            min_replicas=worker.min_replicas,
+        )
+
+
+def load_installation(overlay: Path) -> tuple[Installation, CardSet]:
+    """The numbers and the cards of an overlay. Raises ValueError where the two do not name the same deployments."""
+    installation = Installation.model_validate(yaml.safe_load((overlay / "installation.yaml").read_text()))
+    files = sorted((overlay / installation.cards).glob("models/*.yaml"))
+    cards = CardSet(
+        models=tuple(load_model_card(file) for file in files),
+        embodiments=tuple(load_embodiment_card(file) for file in sorted(EMBODIMENTS.glob("*.yaml"))),
+    )
+    named = {card.deployment for card in cards.models}
+    if named != set(installation.deployments):
+        raise ValueError(f"{overlay.name}: cards are of {sorted(named)}, costs of {sorted(installation.deployments)}")
+    return installation, cards
+
+
+def overlays() -> list[Path]:
+    """The folder of every overlay, by name."""
+    return sorted(file.parent for file in OVERLAYS.glob("*/installation.yaml"))
