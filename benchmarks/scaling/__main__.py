@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine, report
+from benchmarks.devices import SIMULATED
 from benchmarks.scaling import plot
 from benchmarks.scaling.scaled_object import ScaledObject, of_simulated
 from benchmarks.scaling.wave import DEVICE, TTL_MS, Phase, Run, play
+from runtime.settings import Settings
 
-#: Low, high, low; with the defaults two and a half minutes, and however long the way back down takes.
-PHASES = (Phase(20, 3), Phase(70, 18), Phase(60, 3))
+#: Low, high, low; with the defaults 160 s, and however long the way back down takes.
+PHASES = (Phase(20, 2), Phase(80, 18), Phase(60, 2))
 FASTER = 20.0
 _PLOT = Path(__file__).resolve().parents[2] / "docs" / "scaling.png"
 
@@ -37,7 +39,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the report")
     options = parser.parse_args()
     here = machine.describe()
-    spec = of_simulated(DEVICE).faster(options.faster)
+    spec = of_simulated(DEVICE, partitions=Settings(_env_file=None).kafka_accepted_partitions).faster(options.faster)
     phases = (PHASES[0], dataclasses.replace(PHASES[1], rate_hz=options.high), PHASES[2])
     with tempfile.TemporaryDirectory() as folder:
         run = play(phases, spec, folder=Path(folder) / "stack", say=say)
@@ -75,11 +77,11 @@ def markdown(run: Run, spec: ScaledObject, head: str, faster: float) -> str:
         [
             head,
             "",
-            f"Each consumer has a simulated device: a batch of n takes {DEVICE.per_item_ms:g} ms x n + "
-            f"{DEVICE.base_ms:g} ms, so {DEVICE.best_rate:g} requests/s at most. Half of the robots ask over REST, half "
-            f"produce to Kafka; each request may take {TTL_MS / 1000:g} s. `lagThreshold` is {spec.lag_threshold}, "
-            f"{spec.min_replica_count} to {spec.max_replica_count} replicas; all durations of the manifest are divided "
-            f"by {faster:g}.",
+            f"Each consumer has a {SIMULATED}: a batch of n takes {DEVICE.per_item_ms:g} ms x n + {DEVICE.base_ms:g} ms, "
+            f"so {DEVICE.best_rate:g} requests/s at most. Half of the robots ask over REST, half produce to Kafka; each "
+            f"request may take {TTL_MS / 1000:g} s. The ScaledObject is production's first, with what its rules give for "
+            f"this device: `lagThreshold` {spec.lag_threshold}, {spec.min_replica_count} to {spec.max_replica_count} "
+            f"replicas. All its durations are divided by {faster:g}.",
             "",
             report.table(("", ""), rows),
             "",
@@ -95,9 +97,7 @@ def document(run: Run, spec: ScaledObject, here: machine.Machine, command: list[
     requests = [
         (round(one.due_s - run.began_s, 3), round(one.done_s - run.began_s, 3), one.answer.code) for one in run.requests
     ]
-    samples = [
-        {**dataclasses.asdict(sample), "at_s": round(sample.at_s - run.began_s, 2)} for sample in run.samples
-    ]
+    samples = [{**dataclasses.asdict(sample), "at_s": round(sample.at_s - run.began_s, 2)} for sample in run.samples]
     return {
         "machine": here,
         "command": shlex.join(command),

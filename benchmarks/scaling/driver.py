@@ -22,7 +22,7 @@ from runtime.stack.roles import answers_ready
 from runtime.stack.scaling import processes_of, want
 
 #: Between two entries of the record. The scaler itself looks every `sync_period`.
-_SAMPLE_S = 0.5
+_SAMPLE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Kubernetes: https://kubernetes.io/docs/tasks/run-application/horizontal-pod-auto
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from benchmarks.devices import SimulatedDevice
+from deploy.kubernetes.scaling import Cost, Scaling
 from runtime.errors import Fatal
 
 #: Where the ones that are installed on Kubernetes stand.
@@ -101,18 +102,30 @@ class ScaledObject(_Model):
         return self.model_copy(update={**durations, "up": shorter(self.up), "down": shorter(self.down)})
 
 
-def scaled_objects(folder: Path = MANIFESTS) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every ScaledObject below a folder, with its file."""
-    for path in sorted(folder.rglob("*.yaml")):
-        for document in yaml.safe_load_all(path.read_text()):
-            if isinstance(document, dict) and document.get("kind") == "ScaledObject":
-                yield path, document
+def scaled_objects(overlay: str) -> list[dict[str, Any]]:
+    """Every ScaledObject of an overlay's manifests, as YAML says it."""
+    documents = (MANIFESTS / "overlays" / overlay / "keda.yaml").read_text()
+    return [document for document in yaml.safe_load_all(documents) if document]
 
 
-def of_gpu_workers(folder: Path = MANIFESTS) -> ScaledObject:
-    """That of the first deployment's GPU workers. Raises Fatal where there is none."""
-    for _, document in scaled_objects(folder):
-        found = ScaledObject.of(document)
-        if found.group.startswith("gpu."):
-            return found
-    raise Fatal(f"no ScaledObject below {folder} watches a consumer group gpu.<deployment>")
+def of_simulated(device: SimulatedDevice, *, partitions: int, ttl_s: float = 2.0) -> ScaledObject:
+    """How production scales its first deployment, with the numbers that its rules give for another device.
+
+    ttl_s: how long an observation is worth acting on. min 1, where production keeps one more against the loss of one.
+    """
+    cost = Cost(device.per_item_ms / 1000, device.base_ms / 1000, device.source)
+    numbers = Scaling(
+        deployment=device.name,
+        cost=cost,
+        largest_batch=max(device.batch_sizes),
+        ttl_s=ttl_s,
+        partitions=partitions,
+        min_replicas=1,
+    )
+    return ScaledObject.of(scaled_objects("production")[0]).model_copy(
+        update={
+            "lag_threshold": numbers.lag_threshold,
+            "min_replica_count": numbers.min_replicas,
+            "max_replica_count": numbers.max_replicas,
+        }
+    )
