@@ -77,11 +77,12 @@ def markdown(run: Run, spec: ScaledObject, head: str, faster: float) -> str:
         [
             head,
             "",
-            f"Each consumer has a {SIMULATED}: a batch of n takes {DEVICE.per_item_ms:g} ms x n + {DEVICE.base_ms:g} ms, "
-            f"so {DEVICE.best_rate:g} requests/s at most. Half of the robots ask over REST, half produce to Kafka; each "
-            f"request may take {TTL_MS / 1000:g} s. The ScaledObject is production's first, with what its rules give for "
-            f"this device: `lagThreshold` {spec.lag_threshold}, {spec.min_replica_count} to {spec.max_replica_count} "
-            f"replicas. All its durations are divided by {faster:g}.",
+            f"Each consumer has a {SIMULATED}: a batch of n takes {DEVICE.per_item_ms:g} ms x n + "
+            f"{DEVICE.base_ms:g} ms, so {DEVICE.best_rate:g} requests/s at most. Half of the robots ask over REST, "
+            f"half produce to Kafka; each request may take {TTL_MS / 1000:g} s. The ScaledObject is production's "
+            f"first, with what its rules give for this device: `lagThreshold` {spec.lag_threshold}, "
+            f"{spec.min_replica_count} to {spec.max_replica_count} replicas. All its durations are divided by "
+            f"{faster:g}.",
             "",
             report.table(("", ""), rows),
             "",
