@@ -64,11 +64,12 @@ test-export: $(STAMP) ## Load an exported dataset with lerobot itself (installs 
 	@$(UV) pip install --quiet --python $(LEROBOT_VENV)/bin/python $(LEROBOT)
 	@$(BIN)/python -m tests.lerobot.check --python $(LEROBOT_VENV)/bin/python $(if $(DATASET),--dataset $(DATASET))
 
-test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (installs it by apt as root), and the traces
+test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (installs it by apt as root); traces, scaling, load
 	@command -v promtool >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus; } \
 		|| { echo "Prometheus is needed: install it (Debian: apt-get install prometheus), then run this again" >&2; exit 1; }
-	@$(BIN)/python -m pytest --no-skips tests/e2e/test_prometheus.py tests/e2e/test_traces.py tests/unit/test_alerts.py $(ARGS)
+	@$(BIN)/python -m pytest --no-skips tests/e2e/test_prometheus.py tests/e2e/test_traces.py tests/e2e/test_scaling.py \
+		tests/e2e/test_load.py tests/unit/test_alerts.py tests/unit/test_autoscaler.py tests/unit/test_dashboard_picture.py $(ARGS)
 
 load: $(STAMP) ## Two minutes of robots over REST and WebSocket by locust, against the embedded stack or HOST; a report with charts
 	@test -n "$(HOST)" -o -f .vlastream/stack.json || $(BIN)/vlastream up
