@@ -74,7 +74,7 @@ test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (install
 load: $(STAMP) ## Two minutes of robots over REST and WebSocket by locust, against the embedded stack or HOST; a report with charts
 	@test -n "$(HOST)" -o -f .vlastream/stack.json || $(BIN)/vlastream up
 	@mkdir -p .vlastream
-	@PYTHONPATH=. $(BIN)/locust -f tests/load/locustfile.py --headless --users $(USERS) --spawn-rate 4 --run-time 2m \
+	@PYTHONPATH=. $(BIN)/python -m locust -f tests/load/locustfile.py --headless --users $(USERS) --spawn-rate 4 --run-time 2m \
 		--stop-timeout 10 --only-summary --html $(REPORT) \
 		--host "$${HOST:-$$($(BIN)/python -c "import json; print(json.load(open('.vlastream/stack.json'))['api'])")}" $(ARGS)
 	@echo "the report is $(REPORT)"
