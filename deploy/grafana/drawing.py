@@ -21,6 +21,8 @@ _WIDTH_IN, _UNIT_IN, _DPI = 15.0, 0.27, 88
 _PAGE, _PANEL, _EDGE, _TEXT, _FAINT = "#111217", "#181b1f", "#2a2d33", "#d8d9da", "#8e8e8e"
 #: Grafana's classic palette.
 _LINES = ("#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#705da0", "#37872d", "#fade2a")
+#: Legends below a panel.
+_MOST_NAMED, _NAMED_A_ROW = 9, 3
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 
 Points = tuple[Sequence[float], Sequence[float]]
@@ -88,7 +90,7 @@ def _panel(figure: Figure, panel: Shown, height: float, span_s: tuple[float, flo
     bottom, tall = 1 - (y + h - gap) / height, (h - gap * 2) / height
     frame = figure.add_axes((left, bottom, width, tall), facecolor=_PANEL)
     frame.set(xticks=[], yticks=[])
-    frame.text(0.02, 0.965, panel.title, transform=frame.transAxes, va="top", fontsize=8.5, weight="medium")
+    frame.text(0.02, 0.965, panel.title, transform=frame.transAxes, va="top", fontsize=9)
     if not panel.lines:
         frame.text(0.5, 0.45, "No data", transform=frame.transAxes, ha="center", va="center", color=_FAINT, fontsize=11)
     elif panel.kind == "timeseries":
@@ -115,15 +117,15 @@ def _lines(axes: Axes, frame: Axes, panel: Shown, span_s: tuple[float, float]) -
     for spine in axes.spines.values():
         spine.set_visible(False)
     handles, names = axes.get_legend_handles_labels()
-    shown = [name if len(name) <= 26 else f"{name[:25]}…" for name in names[:9]]
+    shown = [name if len(name) <= 26 else f"{name[:25]}…" for name in names[:_MOST_NAMED]]
     if len(names) > len(shown):
         shown[-1] = f"and {len(names) - len(shown) + 1} more"
     frame.legend(
         handles[: len(shown)],
         shown,
         loc="lower left",
-        ncols=3,
-        fontsize=6.5,
+        ncols=_NAMED_A_ROW,
+        fontsize=7,
         frameon=False,
         labelcolor=_TEXT,
         handlelength=1.0,
