@@ -279,10 +279,11 @@ def test_who_is_retired_drains_and_stays_away_and_who_does_not_end_is_killed(
     supervisor.retire(polite, Deadline(60))
     supervisor.retire(stubborn, Deadline(0))
 
-    def ticked(condition: Callable[[], bool]) -> Callable[[], bool]:
-        return lambda: (supervisor.tick(), condition())[1]
+    def both_are_gone() -> bool:
+        supervisor.tick()
+        return not supervisor.watches(polite) and not supervisor.watches(stubborn)
 
-    _until(ticked(lambda: not supervisor.watches(polite) and not supervisor.watches(stubborn)), "both are gone")
+    _until(both_are_gone, "both are gone")
     assert layout.data("farewells").read_text() == "polite\n"
     assert dict(supervisor.running) == {staying: before[staying]}
     assert not any(psutil.pid_exists(before[gone]) for gone in (polite, stubborn))
