@@ -70,6 +70,10 @@ class Arm:
         self._world.step(np.asarray(action))
         self._step += 1
 
+    def hold(self) -> None:
+        """A control step without an action. It counts: the same frame of the same step again would be a duplicate."""
+        self._step += 1
+
     @property
     def is_done(self) -> bool:
         return bool(self._world.success or self._world.failed or self._step >= _LONGEST_EPISODE_STEPS)

@@ -63,6 +63,8 @@ class Robot(HttpUser):
     def ask_and_act(self) -> None:
         actions = self._infer()
         if actions is None:
+            self._arm.hold()
+            self._arm.begin_if_done()
             time.sleep(1.0)
             return
         for action in actions:

@@ -78,6 +78,7 @@ class StreamRobot(User):
         # A row is for its time after the observation: those that have passed meanwhile are skipped.
         self._rows = chunk.actions.tolist()[played:] if chunk is not None else ()
         if chunk is None:
+            self._arm.hold()
             time.sleep(_PAUSE_S)
         self._play(_ASK_AFTER_ROWS)
         if self._arm.begin_if_done():
@@ -115,6 +116,8 @@ class StreamRobot(User):
             if self._rows:
                 self._arm.act(self._rows[0])
                 self._rows = self._rows[1:]
+            else:
+                self._arm.hold()
         return None, 0
 
     def _drop_and_resume(self, connection: Connection, request: InferenceRequest) -> Answer | None:
