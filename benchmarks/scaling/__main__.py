@@ -96,7 +96,7 @@ def markdown(run: Run, spec: ScaledObject, head: str, faster: float) -> str:
 
 def document(run: Run, spec: ScaledObject, here: machine.Machine, command: list[str]) -> dict[str, object]:
     requests = [
-        (round(one.due_s - run.began_s, 3), round(one.done_s - run.began_s, 3), one.answer.code) for one in run.requests
+        f"{one.due_s - run.began_s:.3f} {one.done_s - run.began_s:.3f} {one.answer.code}" for one in run.requests
     ]
     samples = [{**dataclasses.asdict(sample), "at_s": round(sample.at_s - run.began_s, 2)} for sample in run.samples]
     return {
