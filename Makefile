@@ -22,7 +22,7 @@ REPORT ?= .vlastream/load-report.html
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup clients demo test test-secure test-export test-ops load soak check format up down ps bench lock proto docs clean
+.PHONY: help setup clients demo test test-secure test-export test-ops load scaling soak check format up down ps bench lock proto docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -64,19 +64,23 @@ test-export: $(STAMP) ## Load an exported dataset with lerobot itself (installs 
 	@$(UV) pip install --quiet --python $(LEROBOT_VENV)/bin/python $(LEROBOT)
 	@$(BIN)/python -m tests.lerobot.check --python $(LEROBOT_VENV)/bin/python $(if $(DATASET),--dataset $(DATASET))
 
-test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (installs it by apt as root), and the traces
+test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (installs it by apt as root); traces, scaling, load
 	@command -v promtool >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus; } \
 		|| { echo "Prometheus is needed: install it (Debian: apt-get install prometheus), then run this again" >&2; exit 1; }
-	@$(BIN)/python -m pytest --no-skips tests/e2e/test_prometheus.py tests/e2e/test_traces.py tests/unit/test_alerts.py $(ARGS)
+	@$(BIN)/python -m pytest --no-skips tests/e2e/test_prometheus.py tests/e2e/test_traces.py tests/e2e/test_scaling.py \
+		tests/e2e/test_load.py tests/unit/test_alerts.py tests/unit/test_autoscaler.py tests/unit/test_dashboard_picture.py $(ARGS)
 
-load: $(STAMP) ## Two minutes of robots by locust, against the embedded stack or HOST; a report with charts
+load: $(STAMP) ## Two minutes of robots over REST and WebSocket by locust, against the embedded stack or HOST; a report with charts
 	@test -n "$(HOST)" -o -f .vlastream/stack.json || $(BIN)/vlastream up
 	@mkdir -p .vlastream
-	@PYTHONPATH=. $(BIN)/locust -f tests/load/locustfile.py --headless --users $(USERS) --spawn-rate 4 --run-time 2m \
+	@PYTHONPATH=. $(BIN)/python -m locust -f tests/load/locustfile.py --headless --users $(USERS) --spawn-rate 4 --run-time 2m \
 		--stop-timeout 10 --only-summary --html $(REPORT) \
 		--host "$${HOST:-$$($(BIN)/python -c "import json; print(json.load(open('.vlastream/stack.json'))['api'])")}" $(ARGS)
 	@echo "the report is $(REPORT)"
+
+scaling: $(STAMP) ## A wave of load on GPU consumers that KEDA's formula adds and drains; three minutes, a plot
+	@$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 soak: $(STAMP) ## Break everything under load for 30 minutes, and check every promise
 	@$(BIN)/python -m tests.faults.soak $(ARGS)

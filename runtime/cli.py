@@ -410,6 +410,18 @@ def env() -> None:
     _run_task("runtime.stack.shell:show_exports", say=click.echo)
 
 
+@main.command()
+@click.argument("role")
+@click.argument("count", type=click.IntRange(0, 64))
+@click.option("--wait", "wait_s", type=float, default=120.0, show_default=True, help="seconds until it has to be done")
+def scale(role: str, count: int, wait_s: float) -> None:
+    """Run COUNT processes of ROLE on the embedded stack: `gpu 3`. Who leaves finishes what it has begun.
+
+    Holds until the stack ends. `vlastream ps` shows the roles.
+    """
+    _run_task("runtime.stack.scaling:scale_role", role, count, wait_s=wait_s, say=click.echo)
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:

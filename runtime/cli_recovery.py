@@ -35,12 +35,26 @@ def backup_verify(folder: Path, files_only: bool) -> None:
 @backup.command("restore")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--no-replay", is_flag=True, help="do not read from the log what came after the backup")
+@click.option("--models-only", is_flag=True, help="only the weights of the models, where the cards want them")
+@click.option("--overwrite-models", is_flag=True, help="also over files that are there and differ")
 @click.option("--yes", is_flag=True, help="do not ask")
-def backup_restore(folder: Path, no_replay: bool, yes: bool) -> None:
-    """Put a backup's database into use, brought up to now from the log; the old one stays under another name."""
-    if not yes:
+def backup_restore(folder: Path, no_replay: bool, models_only: bool, overwrite_models: bool, yes: bool) -> None:
+    """Put a backup's database into use, brought up to now from the log; the old one stays under another name.
+
+    Weights that are missing are put back; one that differs stays unless --overwrite-models.
+    """
+    if not yes and not models_only:
         click.confirm("The database in use is replaced. Go on?", abort=True)
-    sys.exit(run_task("sinks.recovery.commands:restore_backup", folder=folder, replay=not no_replay, say=click.echo))
+    sys.exit(
+        run_task(
+            "sinks.recovery.commands:restore_backup",
+            folder=folder,
+            replay=not no_replay,
+            models_only=models_only,
+            overwrite_models=overwrite_models,
+            say=click.echo,
+        )
+    )
 
 
 @click.command()

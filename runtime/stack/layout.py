@@ -116,6 +116,11 @@ class Layout:
         return self.folder / "processes.json"
 
     @property
+    def replicas_file(self) -> Path:
+        """How many processes of a role are wanted, where somebody said so since the stack started."""
+        return self.folder / "replicas.json"
+
+    @property
     def fleets_file(self) -> Path:
         """The fleets that stack.json tells, where there are more than those of FLEETS."""
         return self.folder / "data" / "fleets.json"

@@ -20,6 +20,7 @@ from runtime.stack.component import Command, Component, Say
 from runtime.stack.kafka import Kafka
 from runtime.stack.layout import Layout, read_json, write_json
 from runtime.stack.postgres import Postgres
+from runtime.stack.replicas import Replicas
 from runtime.stack.roles import ROLES, SETUP_STEPS, Role, RoleProcess, SetupStep
 from runtime.stack.s3 import S3
 from runtime.stack.security import StackSecurity, remember_mode
@@ -68,8 +69,8 @@ class Stack:
         self._say = say
         self._lock: IO[str] | None = None
         self._api_key: str | None = None
-        self._role_processes: list[RoleProcess] = []
         self._supervisor = Supervisor(layout, say=say, on_change=self._write_stack_file)
+        self._replicas = Replicas(layout, roles, self._supervisor, self._role_process, say)
         self._stop = threading.Event()
         self._at_once = threading.Event()
         self._started = threading.Event()
@@ -135,6 +136,7 @@ class Stack:
             self._started.set()
             while not self._stop.wait(0.05):
                 self._supervisor.tick()
+                self._replicas.follow()
         except BaseException as error:
             self._failure = error
         finally:
@@ -144,8 +146,9 @@ class Stack:
         try:
             deadline = Deadline(self._stop_timeout_s)
             roles_deadline = Deadline(max(self._stop_timeout_s - _SERVERS_STOP_S, 0))
-            names = dict.fromkeys(process.role for process in self._role_processes)
-            stages = [[p for p in self._role_processes if p.role == name] for name in names]
+            processes = self._replicas.processes
+            names = dict.fromkeys(process.role for process in processes)
+            stages = [[p for p in processes if p.role == name] for name in names]
             self._supervisor.stop(stages, roles_deadline, self._at_once)
             servers = [component for component, _ in self._supervisor.running]
             self._supervisor.stop([servers], deadline, self._at_once)
@@ -205,16 +208,12 @@ class Stack:
             self._say(f"{step.name}: set up in {time.monotonic() - began_s:.1f} s")
 
     def _start_roles(self, deadline: Deadline) -> None:
-        env = self._shared_env()
-        self._role_processes = [
-            RoleProcess(self.layout, role, instance, env | self._identity(role.user), self._api_port)
-            for role in self._roles
-            for instance in range(role.count)
-        ]
-        for process in self._role_processes:
-            process.prepare(self._say)
-            self._supervisor.add(process)
-        self._supervisor.wait_ready(self._role_processes, deadline, self._stop)
+        self._replicas.start()
+        self._supervisor.wait_ready(self._replicas.processes, deadline, self._stop)
+
+    def _role_process(self, role: Role, instance: int) -> RoleProcess:
+        env = self._shared_env() | self._identity(role.user)
+        return RoleProcess(self.layout, role, instance, env, self._api_port)
 
     def _shared_env(self) -> dict[str, str]:
         s3 = self._s3.settings
@@ -258,9 +257,10 @@ class Stack:
         return {name.upper(): value for name, value in self._security.kafka_settings(user).items()}
 
     def _write_stack_file(self) -> None:
-        if self._stop.is_set() or not self._role_processes:
+        processes = self._replicas.processes
+        if self._stop.is_set() or not processes:
             return
-        api = next((process.url for process in self._role_processes if process.role == "api"), None)
+        api = next((process.url for process in processes if process.role == "api"), None)
         pids = {component.name: pid for component, pid in self._supervisor.running}
         write_json(
             self.layout.stack_file,
@@ -274,9 +274,10 @@ class Stack:
                 "fleets": ",".join(read_json(self.layout.fleets_file) or [self._fleets]),
                 **self._security_document(),
                 "supervisor_pid": os.getpid(),
+                "replicas": self._replicas.wanted,
                 "processes": [
                     {"role": component.role, "pid": pids[component.name], "metrics": component.metrics_url}
-                    for component in (*self._servers, *self._role_processes)
+                    for component in (*self._servers, *processes)
                     if component.name in pids
                 ],
             },

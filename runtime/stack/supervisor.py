@@ -44,6 +44,8 @@ class _Watched:
     delay_s: float | None = None
     deaths: int = 0
     status: int | None = None
+    #: Until when it may drain; then it is killed. None: it is kept running.
+    leaving: Deadline | None = None
 
 
 class Supervisor:
@@ -70,6 +72,22 @@ class Supervisor:
         self._watched.append(watched)
         self._start(watched)
 
+    def retire(self, component: Component, deadline: Deadline) -> None:
+        """End one by its stop signal and keep it ended, by SIGKILL once the deadline has passed.
+
+        Returns at once, so that all others are watched while it drains; `tick` notices its end.
+        """
+        watched = next(w for w in self._watched if w.component is component)
+        if watched.process is None:
+            self._gone(watched)
+        else:
+            watched.leaving = deadline
+            watched.process.send_signal(component.stop_signal)
+
+    def watches(self, component: Component) -> bool:
+        """False once a component that was retired or stopped is gone."""
+        return any(w.component is component for w in self._watched)
+
     @property
     def running(self) -> list[tuple[Component, int]]:
         """The components that have a process now, with its id, in the order of `add`."""
@@ -78,8 +96,10 @@ class Supervisor:
     def tick(self) -> None:
         """Notice deaths, and start again whose time has come."""
         now = time.monotonic()
-        for watched in self._watched:
-            if watched.process is not None:
+        for watched in list(self._watched):
+            if watched.leaving is not None:
+                self._see_off(watched, watched.leaving)
+            elif watched.process is not None:
                 watched.status = watched.process.poll()
                 if watched.status is not None:
                     self._died(watched, now, f"ended with status {watched.status}")
@@ -124,8 +144,11 @@ class Supervisor:
 
     def _end(self, leaving: Sequence[_Watched], deadline: Deadline, at_once: Event) -> None:
         processes = [(w.component, w.process) for w in leaving if w.process is not None]
+        retired = [w.process for w in leaving if w.leaving is not None]
         for component, process in processes:
-            process.send_signal(component.stop_signal)
+            # A second signal would end at once what drains already.
+            if process not in retired:
+                process.send_signal(component.stop_signal)
         while any(process.poll() is None for _, process in processes):
             if deadline.passed or at_once.is_set():
                 for component, process in processes:
@@ -140,6 +163,22 @@ class Supervisor:
         log_file = self._layout.log(component.name)
         watched.process = component.command().spawn(log=log_file, dies_by=component.orphan_signal)
         watched.started_at_s = time.monotonic()
+        self._record()
+        self._on_change()
+
+    def _see_off(self, watched: _Watched, deadline: Deadline) -> None:
+        assert watched.process is not None
+        name, status = watched.component.name, watched.process.poll()
+        if status is not None:
+            self._say(f"{name} has drained and ended" if status == 0 else f"{name} was to end: status {status}")
+            self._gone(watched)
+        elif deadline.passed:
+            log.warning("killing %s, which did not end in time", name, extra={"action": "kill"})
+            watched.process.kill()
+            watched.process.wait()
+
+    def _gone(self, watched: _Watched) -> None:
+        self._watched.remove(watched)
         self._record()
         self._on_change()
 

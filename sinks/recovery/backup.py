@@ -6,7 +6,6 @@ from them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,13 +19,13 @@ from sqlalchemy import inspect, text
 from runtime.database import Database, connect
 from runtime.errors import Fatal
 from runtime.settings import Settings
-from schemas.card_files import load_cards
-from sinks.recovery import postgres_dump, valkey_dump
+from sinks.recovery import model_files, postgres_dump, valkey_dump
+from sinks.recovery.model_files import MODELS, ModelFile, State, sha256_of, weights_in_use
 from sinks.recovery.replacement import Replacement
 
 Say = Callable[[str], None]
 
-MANIFEST, POSTGRES, VALKEY, MODELS = "manifest.json", "postgres.dump", "valkey.jsonl", "models"
+MANIFEST, POSTGRES, VALKEY = "manifest.json", "postgres.dump", "valkey.jsonl"
 _NAME = "vlastream-backup"
 
 
@@ -73,15 +72,15 @@ def create(settings: Settings, folder: Path, *, copy_models: bool, say: Say) -> 
     keys = valkey_dump.dump(settings, unfinished / VALKEY)
     say(f"Valkey: {keys} keys")
     hashed_only = {}
-    for path, name in _weights(settings):
+    for path, name in weights_in_use(settings):
         if copy_models:
             (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, unfinished / name)
         else:
-            hashed_only[name] = _sha256(path)
-    say(f"models: {len(list(_weights(settings)))} files {'copied' if copy_models else 'hashed'}")
+            hashed_only[name] = sha256_of(path)
+    say(f"models: {len(list(weights_in_use(settings)))} files {'copied' if copy_models else 'hashed'}")
     files = {
-        str(path.relative_to(unfinished)): StoredFile(_sha256(path), path.stat().st_size)
+        str(path.relative_to(unfinished)): StoredFile(sha256_of(path), path.stat().st_size)
         for path in sorted(unfinished.rglob("*"))
         if path.is_file()
     }
@@ -104,19 +103,23 @@ def damage(folder: Path, manifest: Manifest) -> Iterator[str]:
         path = folder / name
         if not path.is_file():
             yield f"{name} is missing"
-        elif _sha256(path) != stored.sha256:
+        elif sha256_of(path) != stored.sha256:
             yield f"{name} has changed since the backup"
 
 
-def model_damage(settings: Settings, manifest: Manifest) -> Iterator[str]:
-    """Weights in use that are not those of the backup."""
-    known = {name: stored.sha256 for name, stored in manifest.files.items()} | manifest.hashed_only
-    present = {name: path for path, name in _weights(settings)}
-    for name in sorted(name for name in known if name.startswith(f"{MODELS}/")):
-        if name not in present:
-            yield f"{name} is not there any more"
-        elif _sha256(present[name]) != known[name]:
-            yield f"{name} is another file than at the backup"
+def models(settings: Settings, manifest: Manifest) -> list[ModelFile]:
+    """The weights that a backup knows, beside those in use here. Raises Fatal where it names others' files."""
+    stored = {name: file.sha256 for name, file in manifest.files.items()}
+    return model_files.compare(settings, stored, manifest.hashed_only)
+
+
+def model_notes(settings: Settings, manifest: Manifest) -> Iterator[str]:
+    """Weights here that are not those of the backup."""
+    for file in models(settings, manifest):
+        if file.state is not State.SAME:
+            place = f" ({file.target})" if file.target is not None else ""
+            mended = ": `restore` puts it back" if file.held and file.state is State.MISSING else ""
+            yield f"{file.name}{place}: {file.state}{mended}"
 
 
 def rows_that_differ(settings: Settings, folder: Path, manifest: Manifest) -> list[str]:
@@ -163,18 +166,3 @@ def _rows(database: Database) -> dict[str, int]:
             name: int(connection.execute(text(f"SELECT count(*) FROM {quoted(name)}")).scalar_one())
             for name in inspect(connection).get_table_names()
         }
-
-
-def _weights(settings: Settings) -> Iterator[tuple[Path, str]]:
-    """Every file of every card's weights, and its name in a backup."""
-    for card in load_cards(settings.cards_dir).models:
-        if card.weights:
-            folder = card.weights_path
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    yield path, f"{MODELS}/{card.deployment}/{path.relative_to(folder)}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

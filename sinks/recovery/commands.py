@@ -26,7 +26,7 @@ from runtime.tenancy_tables import usage_daily, usage_robots
 from sinks.etl.commands import PIPELINES, Etl
 from sinks.lake_reader import open_lake
 from sinks.migrate import upgrade
-from sinks.recovery import backup, postgres_dump, valkey_dump
+from sinks.recovery import backup, model_files, postgres_dump, valkey_dump
 from sinks.recovery.from_lake import LakeRows
 from sinks.recovery.replacement import Replacement
 from sinks.recovery.replay import LogReplay
@@ -62,7 +62,7 @@ def verify_backup(settings: Settings, *, folder: Path, files_only: bool, say: Sa
         faults = [f"table {name} comes back with other rows" for name in wrong]
     for line in faults:
         say(f"damaged: {line}")
-    for line in backup.model_damage(settings, manifest):
+    for line in backup.model_notes(settings, manifest):
         say(f"note: {line}")
     if faults:
         return 1
@@ -71,15 +71,20 @@ def verify_backup(settings: Settings, *, folder: Path, files_only: bool, say: Sa
     return 0
 
 
-def restore_backup(settings: Settings, *, folder: Path, replay: bool, say: Say) -> int:
-    """Put a backup's database into use, brought up to now from the log, and its keys into Valkey.
+def restore_backup(
+    settings: Settings, *, folder: Path, replay: bool, models_only: bool, overwrite_models: bool, say: Say
+) -> int:
+    """Put a backup's database into use, brought up to now from the log, its keys into Valkey, and its weights back.
 
-    The database that was in use stays beside it under another name. Weights are copied by hand: a running worker has
-    them open.
+    The database that was in use stays beside it under another name. Weights come first: without room for them the
+    database is not touched.
     """
     manifest = backup.Manifest.read(folder)
     if faults := list(backup.damage(folder, manifest)):
         raise Fatal(f"{folder} is damaged: {faults[0]}")
+    model_files.place(folder, backup.models(settings, manifest), overwrite=overwrite_models, say=say)
+    if models_only:
+        return 0
     replacement = Replacement(settings)
     made = replacement.create()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -16,19 +17,23 @@ pytestmark = [pytest.mark.stack, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_robots_of_the_load_test_get_their_actions_and_the_report_has_charts(
-    stack: RunningStack, tmp_path: Path
-) -> None:
+def test_robots_of_both_kinds_get_their_actions_and_the_report_has_charts(stack: RunningStack, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     command = [
         *(sys.executable, "-m", "locust", "-f", "tests/load/locustfile.py", "--host", stack.api),
-        *("--headless", "--users", "3", "--spawn-rate", "3", "--run-time", "6s", "--stop-timeout", "10"),
-        *("--html", str(report), "--only-summary"),
+        *("--headless", "--users", "4", "--spawn-rate", "4", "--run-time", "8s", "--stop-timeout", "10"),
+        *("--drop-every", "4", "--html", str(report), "--csv", str(tmp_path / "load"), "--only-summary"),
     ]
     environment = {**os.environ, "API_KEY": stack.file["api_key"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     text = report.read_text()
-    assert "POST /v1/inference" in text
     assert '"history"' in text
+    with (tmp_path / "load_stats.csv").open() as file:
+        rows = {row["Name"]: row for row in csv.DictReader(file)}
+    for name in ("POST /v1/inference", "WS connect", "WS infer", "WS reconnect and resume"):
+        assert name in text
+        row = rows[name]
+        assert int(row["Request Count"]) > int(row["Failure Count"]), row
+    assert float(rows["WS infer"]["Average Content Size"]) > 0
     assert stack.file["api_key"] not in text

@@ -17,9 +17,11 @@ import pytest
 
 from runtime.errors import Fatal
 from runtime.lifecycle import Deadline
+from runtime.settings import Settings
 from runtime.stack.identity import Identity
 from runtime.stack.layout import Layout, read_json
 from runtime.stack.roles import Role, SetupStep, answers_ready
+from runtime.stack.scaling import scale_role
 from runtime.stack.stack import Stack, is_running
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
@@ -54,7 +56,7 @@ def test_the_stack_describes_itself_and_restarts_what_dies_at_the_same_port(tmp_
     with Stack(layout, roles=ROLES, setup_steps=SETUP_STEPS):
         told = read_json(layout.stack_file)
         addresses = {"api", "kafka", "database", "redis", "s3", "api_key"}
-        assert set(told) == addresses | {"fleets", "processes", "supervisor_pid"}
+        assert set(told) == addresses | {"fleets", "processes", "replicas", "supervisor_pid"}
         assert set(told["s3"]) == {"endpoint", "bucket", "access_key", "secret_key"}
         assert told["api_key"] == "vla_secret"
         assert [process["role"] for process in told["processes"]] == [
@@ -78,10 +80,40 @@ def test_the_stack_describes_itself_and_restarts_what_dies_at_the_same_port(tmp_
     assert not is_running(layout.folder)
 
 
+def test_a_role_gets_the_number_of_processes_that_is_asked_for_and_the_first_ones_stay(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "stack")
+    told: list[str] = []
+    with Stack(layout, roles=ROLES, setup_steps=SETUP_STEPS, say=told.append):
+        settings = Settings(_env_file=None, stack_file=layout.stack_file, kafka_partitions=4)
+        before = _processes(layout, "gate")
+        answers: list[str] = []
+        scale_role(settings, "gate", 5, wait_s=60, say=answers.append)
+        assert answers[0] == "gate: 5 ready (before: 2)"
+        assert "what gate reads has 4 partitions" in answers[1]
+        grown = _processes(layout, "gate")
+        assert [p["pid"] for p in grown[:2]] == [p["pid"] for p in before]
+        assert len({p["metrics"] for p in grown}) == 5
+        scale_role(settings, "gate", 1, wait_s=60, say=answers.append)
+        assert [p["pid"] for p in _processes(layout, "gate")] == [before[0]["pid"]]
+        assert not any(psutil.pid_exists(p["pid"]) for p in grown[1:])
+        assert read_json(layout.stack_file)["replicas"] == {"api": 1, "gate": 1, "sink postgres": 1}
+
+        os.kill(before[0]["pid"], signal.SIGKILL)
+        _until(lambda: _restarted(layout, "gate", before[0]), "the one that is left is kept running")
+        scale_role(settings, "sink-postgres", 0, wait_s=60, say=answers.append)
+        assert _processes(layout, "sink postgres") == []
+        with pytest.raises(Fatal, match="there are api, gate, sink-postgres"):
+            scale_role(settings, "gpu", 1, wait_s=60)
+    assert sum("gate: 5 instead of 2 processes" in line for line in told) == 1
+    with pytest.raises(Fatal, match="`vlastream up`"):
+        scale_role(settings, "gate", 1, wait_s=60)
+
+
 _SUPERVISING = """
 import sys
 from pathlib import Path
 from runtime.stack.layout import Layout
+from runtime.stack.scaling import scale_role
 from runtime.stack.stack import Stack
 from tests.integration.test_stack import ROLES, SETUP_STEPS
 stack = Stack(Layout(Path(sys.argv[1])), roles=ROLES, setup_steps=SETUP_STEPS, say=lambda line: None)
@@ -116,6 +148,10 @@ def test_a_failed_set_up_step_is_told_and_leaves_no_process(tmp_path: Path) -> N
         Stack(layout, roles=ROLES, setup_steps=steps).start()
     assert read_json(layout.processes_file)["children"] == []
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
+
+
+def _processes(layout: Layout, role: str) -> list[dict[str, Any]]:
+    return [process for process in read_json(layout.stack_file)["processes"] if process["role"] == role]
 
 
 def _process(stack: dict[str, Any], role: str) -> dict[str, Any]:

@@ -87,7 +87,14 @@ def test_a_damaged_backup_is_told_and_never_restored(tmp_path: Path) -> None:
     assert Manifest.read(tmp_path) == manifest
     assert list(damage(tmp_path, manifest)) == ["postgres.dump has changed since the backup"]
     with pytest.raises(Fatal, match="is damaged"):
-        restore_backup(Settings(_env_file=None), folder=tmp_path, replay=True, say=print)
+        restore_backup(
+            Settings(_env_file=None),
+            folder=tmp_path,
+            replay=True,
+            models_only=False,
+            overwrite_models=False,
+            say=print,
+        )
     (tmp_path / "postgres.dump").unlink()
     assert list(damage(tmp_path, manifest)) == ["postgres.dump is missing"]
 

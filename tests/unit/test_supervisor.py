@@ -43,6 +43,23 @@ pathlib.Path(ready).touch()
 while True:
     signal.pause()
 """
+#: Ends a moment after the first SIGTERM, and tells how many it got.
+_SLOW = """
+import pathlib, signal, sys, time
+name, ready, farewells = sys.argv[1:]
+count = 0
+def leave(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, leave)
+pathlib.Path(ready).touch()
+while not count:
+    signal.pause()
+end = time.monotonic() + 0.5
+while time.monotonic() < end:
+    time.sleep(0.05)
+pathlib.Path(farewells).write_text(f"{name} after {count} signals{chr(10)}")
+"""
 _STUBBORN = """
 import pathlib, signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -251,3 +268,31 @@ def test_the_next_supervisor_ends_what_was_left_and_nothing_else(supervisor: Sup
         assert orphan.poll() is not None or left.process() is None
         assert other.process() is not None
         assert end_processes([other], Deadline(30)) == 1
+
+
+def test_who_is_retired_drains_and_stays_away_and_who_does_not_end_is_killed(
+    layout: Layout, supervisor: Supervisor
+) -> None:
+    polite, stubborn, staying = Dummy(layout, "polite"), Dummy(layout, "stubborn", _STUBBORN), Dummy(layout, "staying")
+    _start(supervisor, polite, stubborn, staying)
+    before = dict(supervisor.running)
+    supervisor.retire(polite, Deadline(60))
+    supervisor.retire(stubborn, Deadline(0))
+
+    def both_are_gone() -> bool:
+        supervisor.tick()
+        return not supervisor.watches(polite) and not supervisor.watches(stubborn)
+
+    _until(both_are_gone, "both are gone")
+    assert layout.data("farewells").read_text() == "polite\n"
+    assert dict(supervisor.running) == {staying: before[staying]}
+    assert not any(psutil.pid_exists(before[gone]) for gone in (polite, stubborn))
+    assert [child["pid"] for child in read_json(layout.processes_file)["children"]] == [before[staying]]
+
+
+def test_a_stop_does_not_signal_a_second_time_who_drains_already(layout: Layout, supervisor: Supervisor) -> None:
+    slow = Dummy(layout, "slow", _SLOW)
+    _start(supervisor, slow)
+    supervisor.retire(slow, Deadline(60))
+    supervisor.stop([[slow]], Deadline(60), threading.Event())
+    assert layout.data("farewells").read_text() == "slow after 1 signals\n"
