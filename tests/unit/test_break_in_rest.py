@@ -110,6 +110,24 @@ async def test_a_list_shows_nothing_of_others(path: str) -> None:
     assert VICTIM not in answer.text
 
 
+@pytest.mark.parametrize(
+    "asked",
+    ["robot_type=dog", "min_success_rate=0.9", "since=2026-11-22T00:00:00Z", "until=2026-11-18T00:00:00Z"],
+)
+async def test_a_filter_of_a_search_tells_nothing_of_others_who_said_the_same(asked: str) -> None:
+    api = standing()
+    answer = await send(api, "GET", f"/v1/search/instructions?q=pick+it+up&{asked}")
+    assert answer.status_code == 200, answer.text
+    assert LOOT not in answer.text
+    assert api.reader.asked
+    for statement in api.reader.asked:
+        _, _, conditions = text_of(statement).partition("WHERE")
+        conditions, _, _ = conditions.partition("ORDER BY")
+        # These sum over all customers who used the same words.
+        for figure in ("success_rate", "common_robots", "first_seen", "last_seen"):
+            assert figure not in conditions
+
+
 def test_every_route_that_takes_an_id_is_among_the_attempts() -> None:
     tried = {(m, p.partition("?")[0]) for m, p, _ in (*BY_ID, *BY_CUSTOMER)}
     tried |= {("PUT", "/v1/robots/{}"), ("DELETE", "/v1/robots/{}")}  # of test_break_in_keys, by name
