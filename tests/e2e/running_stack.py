@@ -22,6 +22,9 @@ from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.stack import Stack
 
+#: For the hashes that stand for ids in the lake; a secret of the stack as others are.
+SALT = "salt-of-the-end-to-end-tests"
+
 
 class RunningStack:
     """Reads stack.json anew at each question: pids change when roles are restarted."""
@@ -46,7 +49,7 @@ class RunningStack:
     @property
     def environment(self) -> dict[str, str]:
         """For a command that is typed beside the stack."""
-        return {**os.environ, "STACK_FILE": str(self.layout.stack_file)}
+        return {**os.environ, "STACK_FILE": str(self.layout.stack_file), "ANONYMIZATION_HASH_SALT": SALT}
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -54,6 +57,7 @@ class RunningStack:
         s3 = {f"s3_{name}": value for name, value in found["s3"].items()}
         values = {"database_url": found["database"], "redis_url": found["redis"], "fleets": found["fleets"], **s3}
         values |= {"kafka_bootstrap_servers": found["kafka"], **found.get("security", {})}
+        values |= {"anonymization_hash_salt": SALT}
         return Settings(_env_file=None, stack_file=self.layout.stack_file, **values)
 
     def fleet_security(self, fleet: str) -> dict[str, str]:

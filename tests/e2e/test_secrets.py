@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from runtime.stack.layout import read_json
-from tests.e2e.running_stack import RunningStack, observation
+from tests.e2e.running_stack import SALT, RunningStack, observation
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
@@ -35,7 +35,7 @@ def test_no_log_of_the_stack_tells_a_secret(stack: RunningStack) -> None:
     folder = stack.layout.folder
     secrets = dict(read_json(stack.layout.data("secrets.json")))
     assert secrets
-    secrets |= {"the API's key": key, "a token": token, "a guessed key": guess}
+    secrets |= {"the salt of the lake's ids": SALT, "the API's key": key, "a token": token, "a guessed key": guess}
     secrets |= {"the database's password": urlsplit(found["database"]).password or ""}
     secrets |= {"Redis' password": urlsplit(found["redis"]).password or "", "S3's": found["s3"]["secret_key"]}
     assert all(len(secret) >= 12 for secret in secrets.values()), "too short to be looked for"
