@@ -22,7 +22,7 @@ REPORT ?= .vlastream/load-report.html
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup clients demo test test-secure test-export test-ops load scaling soak check format up down ps bench lock proto docs clean
+.PHONY: help setup clients demo test test-secure test-export test-ops load scaling soak check audit format up down ps bench lock proto docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -90,10 +90,14 @@ bench: $(STAMP) ## Measure the pipeline, one gate and the sinks; reports go to b
 	@$(BIN)/python -m benchmarks.gate_rate
 	@$(BIN)/python -m benchmarks.sink_rate
 
-check: $(STAMP) ## Lint, formatting, types, generated code
+check: $(STAMP) ## Lint, formatting, types, known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m deploy.audit
+
+audit: $(STAMP) ## Ask the advisory services about every pinned requirement
+	@$(BIN)/python -m deploy.audit
 
 format: $(STAMP) ## Format the code
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -20,11 +20,13 @@ from websockets.exceptions import InvalidStatus
 from ingest_api.credentials import as_bearer
 from ingest_api.peers.arrays import PictureFile, from_json, pack_vla_eval, to_json, unpack
 from ingest_api.peers.observation import observe
+from ingest_api.peers.openvla import _check_pairing
 from ingest_api.peers.pictures import images_of
 from ingest_api.problems import Problem
 from ingest_api.replies import Reply
 from schemas import openpi_wire
 from schemas.cards import ObservationKeys
+from schemas.codes import Code
 from schemas.messages import EpisodeEvent, EpisodeKind, ImageEncoding, InferenceRequest, Outcome, Rejection, Violation
 from schemas.openpi_wire import array_of
 from schemas.topics import EPISODES, MAX_INLINE_IMAGE_BYTES
@@ -198,6 +200,34 @@ async def test_openvlas_clients_get_the_first_action_alone() -> None:
     doubled = await act(api, {"encoded": json.dumps(act_body())})
     assert from_json(json.loads(doubled.json())).shape == (3,)
     assert [request.step for request in api.gateway.requests] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("card", "wanted", "status"),
+    [
+        ({}, "anything", 200),
+        ({"policy_config": {"unnorm_key": "bridge_orig"}}, "bridge_orig", 200),
+        ({"policy_config": {"unnorm_key": "bridge_orig"}}, None, 200),
+        ({"policy_config": {"unnorm_key": "bridge_orig"}}, "fractal", 422),
+        ({"pairings": {"test_arm": {"unnorm_key": "fractal"}}}, "fractal", 200),
+        ({"pairings": {"test_arm": {"unnorm_key": "fractal"}}}, "bridge_orig", 422),
+        ({"pairings": {"test_arm": {"unnorm_key": "fractal"}}}, 7, 422),
+    ],
+)
+def test_openvlas_statistics_are_those_of_the_card_or_of_its_pairing(
+    card: dict[str, Any], wanted: object, status: int
+) -> None:
+    content = act_body() if wanted is None else act_body(unnorm_key=wanted)
+    if status == 200:
+        _check_pairing(content, model(**card))
+        # It is no part of an observation.
+        assert "unnorm_key" not in content
+        return
+    with pytest.raises(Problem) as refused:
+        _check_pairing(content, model(**card))
+    assert (refused.value.status, refused.value.code) == (422, Code.EMBODIMENT_MISMATCH)
+    named = [name for name in ("bridge_orig", "fractal") if name in str(card)]
+    assert named[0] in refused.value.detail, "the caller is told which there are"
 
 
 @pytest.mark.parametrize(
