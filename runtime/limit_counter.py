@@ -113,7 +113,8 @@ class LimitCounter:
     async def evicting_policy(self) -> str:
         """maxmemory-policy of the server where it may forget counters to make room; empty where it keeps them.
 
-        `volatile-ttl` is taken for keeping them: whatever else is there ends sooner, and is forgotten first. A server that does not tell (CONFIG is forbidden on many hosted ones) is taken at its word.
+        `volatile-ttl` is taken for keeping them: whatever else is there ends sooner, and is forgotten first. So is a
+        server that does not tell (CONFIG is forbidden on many hosted ones).
         """
         try:
             async with asyncio.timeout(_TIMEOUT_S):

@@ -28,7 +28,7 @@ SUBJECT = "customer:c-1"
 
 @contextmanager
 def small_cache(folder: Path) -> Iterator[str]:
-    """As docs/operations.md says: a limit of memory, allkeys-lru."""
+    """A cache with a limit of memory that forgets whatever was not used for longest."""
     layout = Layout(folder)
     layout.create()
     valkey = Valkey(layout)
