@@ -12,7 +12,7 @@ from schemas.topics import Topic, accepted_topic, worker_group
 KEDA_USER = "keda"
 _API = "kafka.strimzi.io/v1"
 _CLUSTER = {"strimzi.io/cluster": "vlastream"}
-_OPERATIONS = {Operation.READ: "Read", Operation.WRITE: "Write"}
+_OPERATIONS = {Operation.READ: "Read", Operation.WRITE: "Write", Operation.DESCRIBE: "Describe"}
 
 
 def topic_resource(topic: Topic, replication: int) -> dict[str, Any]:
