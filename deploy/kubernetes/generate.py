@@ -46,13 +46,6 @@ _SINKS: tuple[dict[str, Any], ...] = (
         "late_s": 10,
         "late_why": ", by which rows may be late",
     },
-    {
-        "name": "sink-parquet",
-        "rate": 1000,
-        "source": "51 MB/s of 50 KB frames, benchmarks/capacity.yaml",
-        "late_s": 30,
-        "late_why": ": three flushes of PARQUET_FLUSH_INTERVAL_S, as what is not yet flushed counts as lag",
-    },
 )
 _PARTITIONS_A_SINK = 8
 

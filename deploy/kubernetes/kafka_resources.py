@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from schemas.access import ADMIN_USER, Grant, Operation, Resource, all_grants
-from schemas.topics import Topic, accepted_topic, worker_group
+from schemas.topics import OUTCOMES, POSTGRES_GROUP, Topic, accepted_topic, worker_group
 
 #: Asks for lag and reads nothing.
 KEDA_USER = "keda"
@@ -38,8 +38,8 @@ def user_resources(fleets: Iterable[str], deployments: Iterable[str]) -> list[di
     by_user[KEDA_USER] = [
         *(_rule("topic", accepted_topic(name), "Describe") for name in named),
         *(_rule("group", worker_group(name), "Describe") for name in named),
-        *(_rule("group", sink, "Describe") for sink in ("sink-postgres", "sink-parquet")),
-        _rule("topic", "vla.outcomes.v1", "Describe"),
+        _rule("group", POSTGRES_GROUP, "Describe"),
+        _rule("topic", OUTCOMES, "Describe"),
     ]
     # Above all permissions (the cluster's superUsers).
     by_user[ADMIN_USER] = []

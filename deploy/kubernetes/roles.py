@@ -106,11 +106,12 @@ ROLES = (
         args=("sink", "parquet"),
         servers=(Server.KAFKA, Server.S3),
         secrets=("ANONYMIZATION_HASH_SALT",),
-        replicas=None,
         cpu="1",
         memory="2Gi",
         room="259 MB with files of 16 MiB were measured; PARQUET_MAX_FILE_BYTES is 128 MiB, for each partition",
-        about="Nobody waits for a file: it is scaled by lag (keda-sinks.yaml).",
+        about="Not scaled by lag: what is not flushed yet counts as lag, and a record costs it nearly nothing, or the\n"
+        "search for faces: about 0.2 s of CPU (8.3 s for 2 MB of 50 KB frames, 2026-11-24-sink-rate.md).\n"
+        "By hand: frames a second of robots whose consent is full x 0.2 s / 0.7. Nobody waits for a file.",
     ),
     Role(
         name="embedder",
