@@ -22,7 +22,7 @@ REPORT ?= .vlastream/load-report.html
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup clients demo test test-secure test-export test-ops load scaling soak check format up down ps bench lock proto docs clean
+.PHONY: help setup clients demo test test-secure test-export test-ops load scaling soak check audit format up down ps bench lock proto docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -90,10 +90,14 @@ bench: $(STAMP) ## Measure the pipeline, one gate and the sinks; reports go to b
 	@$(BIN)/python -m benchmarks.gate_rate
 	@$(BIN)/python -m benchmarks.sink_rate
 
-check: $(STAMP) ## Lint, formatting, types, generated code
+check: $(STAMP) ## Lint, formatting, types, known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m deploy.audit
+
+audit: $(STAMP) ## Ask the advisory services about every pinned requirement
+	@$(BIN)/python -m deploy.audit
 
 format: $(STAMP) ## Format the code
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -116,7 +120,9 @@ proto: $(STAMP) ## Generate the message classes from schemas/vla/v1/*.proto
 
 docs: $(STAMP) ## Write the pages that are made from code
 	@$(BIN)/python -m runtime.metrics_page > docs/metrics.md
+	@PYTHONPATH=. $(BIN)/python -m tests.api_page > docs/api.md
 	@$(BIN)/python -m deploy.grafana.boards
+	@$(BIN)/python -m deploy.kubernetes.generate
 
 clean: ## Remove the environment and the embedded stack's data
 	@rm -rf $(VENV) $(LEROBOT_VENV) $(CLIENTS_VENV) .vlastream

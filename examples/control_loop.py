@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.fleet_robot import read_properties
 from examples.tabletop.world import TASKS, TabletopWorld
 from robot_client import (
     Axes,
@@ -155,7 +156,13 @@ def connect(options: argparse.Namespace) -> Transport:
         return RestTransport(options.url, options.key)
     if options.transport == "websocket":
         return WebSocketTransport(options.url, options.key)
-    return KafkaTransport(options.bootstrap, fleet=options.fleet, robot_id=options.robot_id, frame_lifetime_ms=TTL_MS)
+    return KafkaTransport(
+        options.bootstrap,
+        fleet=options.fleet,
+        robot_id=options.robot_id,
+        frame_lifetime_ms=TTL_MS,
+        security=read_properties(options.kafka_properties) if options.kafka_properties else {},
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     add("key", help="API key; not looked at over Kafka")
     add("--transport", choices=("rest", "websocket", "kafka"), default="websocket")
     add("--bootstrap", help="address of Kafka")
+    add("--kafka-properties", type=Path, help="file of librdkafka's security settings, one name=value a line")
     add("--fleet", default="demo", help="fleet whose topics the robot uses over Kafka (%(default)s)")
     add("--rate", type=float, default=10.0, help="ticks a second, a multiple of the arm's own 10 (%(default)s)")
     add("--episodes", type=int, default=4, help="one task after the other (%(default)s)")

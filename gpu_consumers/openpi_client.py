@@ -10,24 +10,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
-import numpy as np
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from runtime.errors import Fatal, Retry
+from schemas.openpi_wire import unpack
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-#: What an array of a server may hold: booleans and numbers.
-_KINDS = frozenset("biuf")
 
 
 class ServerError(Exception):
@@ -202,40 +199,3 @@ class OpenpiClient:
             self._failures = min(self._failures + 1, 10)
         detail = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         return Retry(f"{self._endpoint.url} is away ({detail})", after_s=pause_s)
-
-
-def pack(message: Mapping[str, Any]) -> bytes:
-    """A map with arrays as openpi's msgpack_numpy writes them: keys of bytes, raw C-order data."""
-    packed: bytes = msgpack.packb(message, default=_pack_array)
-    return packed
-
-
-def unpack(data: bytes) -> Any:
-    """Raises ValueError for what is no message of this wire."""
-    try:
-        return msgpack.unpackb(data, object_hook=_unpack_array)
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-        raise ValueError(f"the server's answer cannot be read: {error}") from error
-
-
-def _pack_array(value: object) -> object:
-    if isinstance(value, np.ndarray):
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
-    if isinstance(value, np.generic):
-        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-    raise TypeError(f"{type(value).__name__} cannot be sent")
-
-
-def _unpack_array(value: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in value:
-        return np.ndarray(buffer=value[b"data"], dtype=_dtype(value[b"dtype"]), shape=value[b"shape"])
-    if b"__npgeneric__" in value:
-        return _dtype(value[b"dtype"]).type(value[b"data"])
-    return value
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    dtype = np.dtype(name)
-    if dtype.kind not in _KINDS:
-        raise ValueError(f"dtype {name} is none of numbers")
-    return dtype

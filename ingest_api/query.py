@@ -48,7 +48,7 @@ def _plain_text(text: str) -> str:
 
 Moment = Annotated[datetime, BeforeValidator(_rfc3339)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
-Limit = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MOST_ROWS)]
+Limit = Annotated[int, Field(ge=1, le=MOST_ROWS), BeforeValidator(_whole)]
 Name = Annotated[str, Field(min_length=1, max_length=128), BeforeValidator(_plain_text)]
 
 

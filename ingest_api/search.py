@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 from google.protobuf.message import DecodeError
 from pydantic import AfterValidator, Field
-from sqlalchemy import Select, literal, select, type_coerce
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Select, func, literal, select
 
 from ingest_api import openapi
 from ingest_api.gateway import Gateway, NoReply, Question
@@ -20,8 +20,10 @@ from ingest_api.query import Flag, Limit, Moment, Name, Parameters, described, p
 from ingest_api.reading import Reader, Row, answer, read
 from runtime.data_tables import context_metadata, instruction_analytics
 from runtime.errors import Unavailable
+from runtime.tables import inference_log
 from schemas.codes import Code
 from schemas.embeddings import INSTRUCTION_EMBEDDING_DIM
+from schemas.instructions import instruction_hash
 from schemas.messages import Embedding, EmbeddingQuery
 from schemas.scopes import Scope
 from schemas.topics import QUERIES
@@ -53,7 +55,7 @@ class InstructionSearch(_Filters):
         description="what is looked for, in your own words"
     )
     min_success_rate: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="of the requests with this instruction"
+        default=None, description="of your own requests with this instruction"
     )
 
 
@@ -99,14 +101,50 @@ class KafkaQueryEmbedder:
         return found
 
 
-def instruction_query(wanted: InstructionSearch, customer_id: str, embedding: list[float]) -> Select[Any]:
-    """Instructions that this customer has used, nearest first.
+def is_filtered(wanted: InstructionSearch) -> bool:
+    """Whether more is asked than what an instruction means."""
+    return any(value is not None for value in (wanted.robot_type, wanted.min_success_rate, wanted.since, wanted.until))
 
-    The table sums over all customers who used the same words: its figures are filtered by and never told.
+
+def own_uses_query(wanted: InstructionSearch, customer_id: str) -> Select[Any]:
+    """How often this customer's robots were given each text within the filters, and how often it went well.
+
+    The table of instructions sums over all customers who used the same words, so nothing is filtered by its figures.
     """
+    log = inference_log.c
+    uses, succeeded = func.count(), func.count().filter(log.status == "success")
+    query = (
+        select(log.instruction, uses.label("uses"), succeeded.label("succeeded"))
+        .where(log.customer_id == customer_id, log.instruction.is_not(None))
+        .group_by(log.instruction)
+    )
+    if wanted.robot_type is not None:
+        query = query.where(log.robot_type == wanted.robot_type)
+    if wanted.since is not None:
+        query = query.where(log.created_at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(log.created_at < wanted.until)
+    return query
+
+
+def passing(uses: Iterable[Row], min_success_rate: float | None) -> list[str]:
+    """Hashes of the instructions among the rows of an `own_uses_query` that went well often enough, in order."""
+    total: Counter[str] = Counter()
+    succeeded: Counter[str] = Counter()
+    for row in uses:
+        # Texts that read the same are one instruction.
+        key = instruction_hash(row["instruction"])
+        total[key] += row["uses"]
+        succeeded[key] += row["succeeded"]
+    return sorted(key for key, count in total.items() if succeeded[key] / count >= (min_success_rate or 0.0))
+
+
+def instruction_query(
+    wanted: InstructionSearch, customer_id: str, embedding: list[float], among: Sequence[str] | None = None
+) -> Select[Any]:
+    """Instructions that this customer has used, nearest first. among: only those with these hashes; None: all."""
     table = instruction_analytics.c
     distance = table.instruction_embedding.cosine_distance(embedding)
-    uses = type_coerce(table.common_robots, JSONB)
     query = (
         select(
             table.instruction,
@@ -117,15 +155,7 @@ def instruction_query(wanted: InstructionSearch, customer_id: str, embedding: li
         .order_by(distance)
         .limit(_MORE * wanted.limit)
     )
-    if wanted.robot_type is not None:
-        query = query.where(uses.has_key(wanted.robot_type))
-    if wanted.min_success_rate is not None:
-        query = query.where(table.success_rate >= wanted.min_success_rate)
-    if wanted.since is not None:
-        query = query.where(table.last_seen >= wanted.since)
-    if wanted.until is not None:
-        query = query.where(table.first_seen < wanted.until)
-    return query
+    return query if among is None else query.where(table.instruction_hash == func.any(list(among)))
 
 
 def asked_scene(customer_id: str, request_id: str) -> Select[Any]:
@@ -190,7 +220,10 @@ def build_router(keys: KeyRing, reader: Reader, embedder: QueryEmbedder) -> APIR
         key = await keys.of(request)
         wanted = parse_query(request, InstructionSearch)
         embedding = await embedder.embed(wanted.q, key.customer_id)
-        query = instruction_query(wanted, key.customer_id, embedding)
+        among = None
+        if is_filtered(wanted):
+            among = passing(await read(reader, own_uses_query(wanted, key.customer_id)), wanted.min_success_rate)
+        query = instruction_query(wanted, key.customer_id, embedding, among)
         return answer({"matches": await asyncio.to_thread(nearest, reader, query, wanted.limit)})
 
     @router.get(

@@ -130,10 +130,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         return [*reasons, *([] if all(view.ready for view in views) else ["views"]), *gateway.waiting_for]
 
     metrics.watch_pool(settings.database_pool_size, database.pool_in_use)
-    kafka_offsets = KafkaOffsets(
-        build_admin(settings, f"{client_id}-lag"),
-        partial(build_consumer, settings, f"{client_id}-lag", group=None, **KafkaOffsets.SINGLE_READS),
-    )
+    kafka_offsets = KafkaOffsets(build_admin(settings, f"{client_id}-lag"))
     group_lag = GroupLag(offsets=kafka_offsets, groups=watched_groups(cards, settings.fleets), metrics=metrics)
     look = Periodic("group lag", INTERVAL_S, group_lag.look, lifecycle.fail)
 
@@ -176,7 +173,6 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         tracing=tracing,
     )
     way = _Way(gateway=gateway, views=views, producer=producer)
-    lifecycle.on_close("group offsets", lambda deadline: kafka_offsets.close())
     lifecycle.on_close("group lag", look.close)
     look.start()
     connecting = asyncio.create_task(_connect(settings, lifecycle, way))

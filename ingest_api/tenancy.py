@@ -37,7 +37,7 @@ def build_tenancy(
     """On the event loop that serves. Starts nothing."""
     secret = settings.jwt_secret_key.get_secret_value()
     tokens = Tokens(secret) if secret else None
-    counter = LimitCounter(settings.redis_url.get_secret_value(), metrics) if settings.enable_rate_limits else None
+    counter = LimitCounter.of(settings, metrics) if settings.enable_rate_limits else None
     keys = KeyRing(
         cache=valkey,
         table=PostgresKeys(database),

@@ -34,11 +34,13 @@ class Upkeep:
         self._publisher = publisher
         self._counter = counter
         self._tasks: list[asyncio.Task[None]] = []
+        self._evicting = ""
 
     def start(self) -> None:
         self._tasks.append(asyncio.create_task(_again_and_again(_OUTBOX_S, self._send_outbox)))
         if self._counter is not None:
             self._tasks.append(asyncio.create_task(_again_and_again(_QUOTAS_S, self._raise_quotas)))
+            self._tasks.append(asyncio.create_task(_again_and_again(_QUOTAS_S, self._watch_policy)))
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -49,6 +51,18 @@ class Upkeep:
 
     async def _send_outbox(self) -> None:
         await asyncio.to_thread(drain, self._database, self._publisher)
+
+    async def _watch_policy(self) -> None:
+        """Said once where the counters' server may forget them."""
+        policy = await self._counter.evicting_policy() if self._counter is not None else ""
+        if policy and policy != self._evicting:
+            log.warning(
+                "limits may be forgotten: their Valkey evicts keys (%s): set RATE_LIMIT_REDIS_URL to one with "
+                "maxmemory-policy noeviction",
+                policy,
+                extra={"action": "limits_evictable"},
+            )
+        self._evicting = policy
 
     async def _raise_quotas(self) -> None:
         """A counter that Valkey lost stands again where the log says; what gates and other processes count adds up."""

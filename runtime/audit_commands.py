@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
@@ -38,15 +41,31 @@ def tail(settings: Settings, *, follow: bool, customer: str | None, since: str, 
         )
         for event in past:
             _tell(event, wanted, say)
-        while follow:
-            message = consumer.poll(0.5)
-            if message is not None and check_consumed(message) and (new := event_of(record_of(message))) is not None:
-                _tell(new, wanted, say)
-    except KeyboardInterrupt:
-        # The way to end --follow.
-        return
+        if follow:
+            with _until_told() as told:
+                _follow(consumer, wanted, told, say)
     finally:
         consumer.close()
+
+
+@contextmanager
+def _until_told() -> Iterator[threading.Event]:
+    """Set by Ctrl-C or SIGTERM, the ways to end --follow: an exception out of librdkafka's poll is none of ours."""
+    told = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: told.set()) for number in numbers}
+    try:
+        yield told
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _follow(consumer: Consumer, customer: str | None, told: threading.Event, say: Say) -> None:
+    while not told.is_set():
+        message = consumer.poll(0.5)
+        if message is not None and check_consumed(message) and (new := event_of(record_of(message))) is not None:
+            _tell(new, customer, say)
 
 
 def event_of(record: Record) -> AuditEvent | None:

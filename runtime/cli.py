@@ -202,6 +202,20 @@ def db_upgrade() -> None:
     click.echo("the database is at the newest revision")
 
 
+@db.command("roles")
+def db_roles() -> None:
+    """Make a Postgres user for each role that uses it, with the rights that it needs."""
+    _run_task("sinks.grants:make_roles", click.echo)
+
+
+@db.command("access")
+def db_access() -> None:
+    """Print who may do what, as docs/security.md has it."""
+    from schemas.database_access import database_access_table
+
+    click.echo(database_access_table(), nl=False)
+
+
 for _group in (cli_tenancy.keys, cli_tenancy.customers, cli_tenancy.audit):
     main.add_command(_group)
 
@@ -402,6 +416,12 @@ def down() -> None:
 def ps() -> None:
     """Show the processes of the embedded stack."""
     sys.exit(_load("runtime.stack.commands:ps")())
+
+
+@main.command()
+def env() -> None:
+    """Addresses and secrets of the stack in this folder, for a shell: `eval "$(vlastream env)"`."""
+    _run_task("runtime.stack.shell:show_exports", say=click.echo)
 
 
 @main.command()

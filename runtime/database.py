@@ -83,6 +83,9 @@ def database_errors() -> Iterator[None]:
     except sa_exc.ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) in ("42P01", "42703"):
             raise Unavailable(f"{_first_line(error)}: run `vlastream db upgrade`") from error
+        if getattr(error.orig, "sqlstate", None) == "42501":
+            # As after a migration whose rights are still to come.
+            raise Unavailable(f"{_first_line(error)}: run `vlastream db roles`") from error
         raise
     except (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError) as error:
         raise Unavailable(f"Postgres does not answer: {_first_line(error)}") from error

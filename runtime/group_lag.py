@@ -12,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported without __all__
     AdminClient,
+    ListOffsetsResultInfo,
     OffsetSpec,
 )
 
 from runtime.errors import Unavailable, VlastreamError
-from runtime.kafka import check_consumed, record_of
 from runtime.metrics import Metrics
 from schemas.cards import CardSet
 from schemas.topics import (
@@ -50,6 +50,10 @@ INTERVAL_S = 5.0
 _TIMEOUT_S = 5.0
 #: Rates are those of about so many seconds.
 _RATE_WINDOW_S = 30.0
+#: The first question of a search for a record's time; each further one looks eight times as far back.
+_FIRST_STEP_MS = 1000
+#: Near enough for a time that is shown in seconds.
+_NEAR_MS = 10
 
 Place = tuple[str, int]
 
@@ -199,18 +203,11 @@ class GroupLag:
 
 
 class KafkaOffsets:
-    """OffsetsPort on a real broker. Of one thread; owns its consumer.
+    """OffsetsPort on a real broker, which tells whoever may describe a topic offsets and times: no record is read."""
 
-    build: a groupless consumer that fetches little at once, as one record of a partition is all that is wanted.
-    """
-
-    #: For the consumer: Kafka returns one batch at least, however small the limit (KIP-74).
-    SINGLE_READS: dict[str, Any] = {"fetch.wait.max.ms": 10, "fetch.message.max.bytes": 1024}
-
-    def __init__(self, admin: AdminClient, build: Callable[[], Consumer]) -> None:
+    def __init__(self, admin: AdminClient, now: Callable[[], float] = time.time) -> None:
         self._admin = admin
-        self._build = build
-        self._consumer: Consumer | None = None
+        self._now = now
 
     def places(self, topics: Iterable[str]) -> list[Place]:
         try:
@@ -230,49 +227,78 @@ class KafkaOffsets:
         return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
 
     def bounds(self, places: Sequence[Place]) -> Mapping[Place, tuple[int, int]]:
-        lows = self._list(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call] # the library's stub
-        ends = self._list(places, OffsetSpec.latest())  # type: ignore[no-untyped-call] # the library's stub
-        return {place: (lows[place], ends[place]) for place in places}
+        earliest: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call] # the stub
+        latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call] # the stub
+        lows, ends = self._list(dict.fromkeys(places, earliest)), self._list(dict.fromkeys(places, latest))
+        return {place: (lows[place].offset, ends[place].offset) for place in places}
 
     def appended_at_ms(self, offsets: Mapping[Place, int]) -> Mapping[Place, int]:
-        if self._consumer is None:
-            self._consumer = self._build()
-        found: dict[Place, int] = {}
-        try:
-            self._consumer.assign([TopicPartition(topic, number, at) for (topic, number), at in offsets.items()])
-            end = time.monotonic() + _TIMEOUT_S
-            while len(found) < len(offsets) and time.monotonic() < end:
-                message = self._consumer.poll(0.1)
-                if message is None or not check_consumed(message):
-                    continue
-                record = record_of(message)
-                place = (record.topic, record.partition)
-                if place not in found:
-                    found[place] = record.timestamp_ms
-                    self._consumer.pause([TopicPartition(*place)])
-        except (KafkaException, TimeoutError) as error:
-            raise _away(error) from error
-        finally:
-            self._consumer.unassign()
-        return found
+        """To 1 % of its age or 10 ms: found by asking which offset the log has at a time, as often as it takes."""
+        now_ms = round(self._now() * 1000)
+        searches = {place: TimeSearch(offset, now_ms) for place, offset in offsets.items()}
+        end = time.monotonic() + _TIMEOUT_S
+        while open_ones := {place: search for place, search in searches.items() if search.found_ms is None}:
+            if time.monotonic() > end:
+                break
+            asked = {place: OffsetSpec.for_timestamp(search.ask_ms) for place, search in open_ones.items()}
+            for place, answer in self._list(asked).items():
+                searches[place].told(answer.offset, answer.timestamp)
+        return {place: search.found_ms for place, search in searches.items() if search.found_ms is not None}
 
-    def close(self) -> None:
-        if self._consumer is not None:
-            self._consumer.close()
-
-    def _list(self, places: Sequence[Place], spec: OffsetSpec) -> dict[Place, int]:
-        if not places:
+    def _list(self, wanted: Mapping[Place, OffsetSpec]) -> dict[Place, ListOffsetsResultInfo]:
+        if not wanted:
             return {}
         asked = self._admin.list_offsets(
-            {TopicPartition(topic, number): spec for topic, number in places}, request_timeout=_TIMEOUT_S
+            {TopicPartition(topic, number): spec for (topic, number), spec in wanted.items()},
+            request_timeout=_TIMEOUT_S,
         )
         try:
             return {
-                (place.topic, place.partition): answer.result(timeout=_TIMEOUT_S * 2).offset
-                for place, answer in asked.items()
+                (place.topic, place.partition): answer.result(timeout=_TIMEOUT_S * 2) for place, answer in asked.items()
             }
         except (KafkaException, TimeoutError) as error:
             raise _away(error) from error
+
+
+class TimeSearch:
+    """Narrows down when the record at `offset` was appended, from the first offsets at or after given times.
+
+    Append times of a partition never fall, so each answer says on which side of the asked time the record lies.
+    """
+
+    def __init__(self, offset: int, now_ms: int) -> None:
+        self._offset = offset
+        self._now_ms = now_ms
+        #: The record was appended within both, as far as it is known.
+        self._from_ms: int | None = None
+        self._until_ms = now_ms
+        self._step_ms = _FIRST_STEP_MS
+        #: Set once it is near enough.
+        self.found_ms: int | None = None
+
+    @property
+    def ask_ms(self) -> int:
+        """The next question: which offset is the first that was appended at this time or later?"""
+        if self._from_ms is None:
+            return max(self._now_ms - self._step_ms, 0)
+        return (self._from_ms + self._until_ms + 1) // 2
+
+    def told(self, offset: int, appended_ms: int) -> None:
+        """The answer: that offset and its append time; -1 where nothing was appended since."""
+        asked_ms = self.ask_ms
+        if offset == self._offset:
+            self.found_ms = appended_ms
+        elif 0 <= offset < self._offset:
+            self._from_ms = appended_ms
+        elif asked_ms == 0:
+            # Retention has taken it meanwhile: what is left is the oldest now.
+            self.found_ms = appended_ms if offset >= 0 else self._now_ms
+        else:
+            self._until_ms = asked_ms - 1
+            self._step_ms *= 8
+        near_ms = max(_NEAR_MS, (self._now_ms - self._until_ms) // 100)
+        if self.found_ms is None and self._from_ms is not None and self._until_ms - self._from_ms <= near_ms:
+            self.found_ms = self._from_ms
 
 
 def _away(error: KafkaException | TimeoutError) -> Unavailable:

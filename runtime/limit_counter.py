@@ -1,6 +1,7 @@
 """Counts what customers use now, in Valkey: one counter for all API processes and gates.
 
 Valkey away costs limits, never inference: methods then say None, at once for some seconds, and a metric counts it.
+A server that evicts keys forgets what was used, so counters want one that does not (RATE_LIMIT_REDIS_URL).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from runtime.metrics import Metrics
+from runtime.settings import Settings
 from runtime.windows import Window
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ _PAUSE_S = 5.0
 #: A counter outlives its window by so much, for records that a gate reads late. Of a month: its own length again.
 _LATE_S = 3600
 _MOST_CONNECTIONS = 32
+#: maxmemory-policies under which a counter outlives every copy.
+_KEEPING = frozenset({"noeviction", "volatile-ttl"})
 
 #: A robot of today is let through; a new one only while there are fewer than the limit. One step, so that two processes
 #: never let in two for the last place.
@@ -77,14 +81,20 @@ class LimitCounter:
         self._admit = self._client.register_script(_ADMIT)
         self._raise = self._client.register_script(_RAISE)
 
+    @classmethod
+    def of(cls, settings: Settings, metrics: Metrics) -> LimitCounter:
+        """On the server for limits, which is that of the cache where no other is named."""
+        own = settings.rate_limit_redis_url.get_secret_value()
+        return cls(own or settings.redis_url.get_secret_value(), metrics)
+
     async def add(self, subject: str, window: Window, amount: int = 1) -> int | None:
         """The count of a window with `amount` more in it."""
-        return await self._asked(lambda: self._storage.incr(f"{subject}:{window.name}", _kept_s(window), amount))
+        return await self._asked(lambda: self._storage.incr(f"{subject}:{window.name}", kept_s(window), amount))
 
     async def admit_robot(self, customer_id: str, robot_id: str, day: Window, limit: int) -> bool | None:
         """Whether the robot is one of the `limit` that may come on this day; it is from now on."""
         key = f"{_PREFIX}:robots:{customer_id}:{day.name}"
-        found = await self._asked(lambda: self._admit(keys=[key], args=[robot_id, limit, _kept_s(day)]))
+        found = await self._asked(lambda: self._admit(keys=[key], args=[robot_id, limit, kept_s(day)]))
         return None if found is None else bool(found)
 
     async def raise_to(self, counts: Iterable[tuple[str, Window, int]]) -> None:
@@ -94,11 +104,26 @@ class LimitCounter:
             async with self._client.pipeline(transaction=False) as pipeline:
                 for subject, window, used in counts:
                     key = f"{_PREFIX}:{subject}:{window.name}"
-                    await self._raise(keys=[key], args=[used, _kept_s(window)], client=pipeline)
+                    await self._raise(keys=[key], args=[used, kept_s(window)], client=pipeline)
                 await pipeline.execute()
             return True
 
         await self._asked(run)
+
+    async def evicting_policy(self) -> str:
+        """maxmemory-policy of the server where it may forget counters to make room; empty where it keeps them.
+
+        `volatile-ttl` is taken for keeping them: whatever else is there ends sooner, and is forgotten first. So is a
+        server that does not tell (CONFIG is forbidden on many hosted ones).
+        """
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                found = await self._client.config_get("maxmemory", "maxmemory-policy")
+        except (RedisError, OSError, TimeoutError):
+            return ""
+        told = {_text(name): _text(value) for name, value in found.items()}
+        policy = told.get("maxmemory-policy", "noeviction")
+        return "" if policy in _KEEPING or told.get("maxmemory", "0") == "0" else policy
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -117,5 +142,10 @@ class LimitCounter:
             return None
 
 
-def _kept_s(window: Window) -> int:
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def kept_s(window: Window) -> int:
+    """Seconds that the counter of a window lives: longer than any copy, which a full Valkey forgets first."""
     return window.length_s + max(window.length_s, _LATE_S)

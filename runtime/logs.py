@@ -41,6 +41,7 @@ def configure_logging(*, level: str, log_format: Literal["json", "text"], role: 
     else:
         handler.setFormatter(_TextFormatter(f"%(asctime)s %(levelname)s {role}-{instance} %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # These log every request or every fetch at INFO.
-    for chatty in ("aiokafka", "httpx", "httpcore", "uvicorn.access", "botocore", "faust", "mode"):
+    # These log every request, every fetch or every plugin at INFO.
+    quiet = ("aiokafka", "httpx", "httpcore", "uvicorn.access", "botocore", "faust", "mode", "alembic.runtime.plugins")
+    for chatty in quiet:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))

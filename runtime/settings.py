@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
     database_pool_size: int = Field(default=5, ge=1, le=200)
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: Where limits are counted, a server that evicts nothing. Empty: REDIS_URL, where maxmemory must then be unset.
+    rate_limit_redis_url: SecretStr = SecretStr("")
     #: false writes the same lake to DATA_DIR/lake
     enable_s3_storage: bool = True
     #: Empty: AWS

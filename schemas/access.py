@@ -15,6 +15,7 @@ from schemas.topics import (
     CONSENT,
     CONTROL,
     CUSTOMERS,
+    EMBEDDER_GROUP,
     EMBEDDINGS,
     EMBODIMENTS,
     EPISODES,
@@ -23,6 +24,8 @@ from schemas.topics import (
     GATE_APP,
     GATE_CHANGELOG,
     OUTCOMES,
+    PARQUET_GROUP,
+    POSTGRES_GROUP,
     QUERIES,
     REPLIES,
     REQUESTS,
@@ -33,6 +36,7 @@ from schemas.topics import (
     episodes_topic,
     replies_topic,
     requests_topic,
+    worker_group,
 )
 
 #: Stand for every fleet and every deployment in the table below.
@@ -51,6 +55,8 @@ ADMIN_USER = "admin"
 class Operation(StrEnum):
     READ = "read"
     WRITE = "write"
+    #: See that it is there, and its offsets; no record of it.
+    DESCRIBE = "describe"
 
 
 class Resource(StrEnum):
@@ -71,12 +77,18 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class RoleAccess:
-    """Topics and consumer groups of one role. Whoever may read or write a topic may see that it is there."""
+    """Topics and consumer groups of one role. Whoever may read or write a topic may see that it is there.
+
+    groups: those that it is a member of. describes: groups of others whose committed offsets it may see, and not
+    commit, join or delete; describes_topics: topics that it knows the ends of, and no record.
+    """
 
     role: str
     reads: tuple[str, ...]
     writes: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    describes: tuple[str, ...] = ()
+    describes_topics: tuple[str, ...] = ()
 
 
 def _letters(*topics: str) -> tuple[str, ...]:
@@ -92,6 +104,9 @@ ROLES = (
         reads=(REPLIES, WORKERS, CONSENT, EMBODIMENTS, TRAFFIC),
         # Its own replies: at start it proves the way there and back.
         writes=(REQUESTS, REPLIES, EPISODES, FEEDBACK, CONSENT, EMBODIMENTS, CONTROL, QUERIES, CUSTOMERS, AUDIT),
+        # How far the others are behind: /health, /v1/monitoring/queue and what scales the workers.
+        describes=(GATE_APP, worker_group(EACH_DEPLOYMENT), POSTGRES_GROUP, PARQUET_GROUP, EMBEDDER_GROUP),
+        describes_topics=(_FLEET_REQUESTS, _ACCEPTED, RESULTS, OUTCOMES, EMBEDDINGS, _FLEET_EPISODES),
     ),
     RoleAccess(
         "gate",
@@ -187,6 +202,9 @@ def role_grants(fleets: Iterable[str], deployments: Iterable[str]) -> tuple[Gran
         grants += [Grant(access.role, Operation.READ, Resource.TOPIC, topic) for topic in each(access.reads)]
         grants += [Grant(access.role, Operation.WRITE, Resource.TOPIC, topic) for topic in each(access.writes)]
         grants += [Grant(access.role, Operation.READ, Resource.GROUP, group) for group in each(access.groups)]
+        grants += [Grant(access.role, Operation.DESCRIBE, Resource.GROUP, group) for group in each(access.describes)]
+        seen = each(access.describes_topics)
+        grants += [Grant(access.role, Operation.DESCRIBE, Resource.TOPIC, topic) for topic in seen]
     return tuple(dict.fromkeys(grants))
 
 
@@ -197,13 +215,13 @@ def all_grants(fleets: Iterable[str], deployments: Iterable[str]) -> tuple[Grant
 
 def access_table() -> str:
     """The table of docs/security.md, in Markdown."""
-    lines = ["| role | reads | writes | groups |", "|---|---|---|---|"]
+    lines = ["| role | reads | writes | groups | describes |", "|---|---|---|---|---|"]
     own = RoleAccess(
         fleet_user(EACH_FLEET), (_FLEET_REPLIES,), (_FLEET_REQUESTS, _FLEET_EPISODES), (f"fleet.{EACH_FLEET}.*",)
     )
     for access in (*ROLES, own):
-        cells = (
-            ", ".join(f"`{name}`" for name in names) or "-" for names in (access.reads, access.writes, access.groups)
-        )
+        described = (*access.describes, *access.describes_topics)
+        columns = (access.reads, access.writes, access.groups, described)
+        cells = (", ".join(f"`{name}`" for name in names) or "-" for names in columns)
         lines.append(f"| `{access.role}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

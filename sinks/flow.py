@@ -16,13 +16,15 @@ from typing import Any, Generic, Protocol, TypeVar
 from confluent_kafka import KafkaException, Message, TopicPartition
 
 from runtime.dead_letters import write_dead_letter
-from runtime.errors import Poison, Retry, Unavailable, VlastreamError
+from runtime.errors import Poison, Retry, Unavailable
 from runtime.kafka import Record, check_consumed, record_of
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.processor import ConsumerPort
 from runtime.publisher import PublisherPort
-from sinks.marks import Added, Batch, Buffer, Entry, Limits, Mark, Partition
+from sinks.marks import Added, Batch, Buffer, Entry, Limits, Partition
+from sinks.store import Fenced, Skip, Store
+from sinks.store_watch import FIRST_PAUSE_S, StoreWatch
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +33,6 @@ RowT = TypeVar("RowT")
 #: Records taken in one round, before due batches are looked at.
 _ROUND_RECORDS = 500
 _COMMIT_INTERVAL_S = 1.0
-_FIRST_PAUSE_S = 0.25
-_LONGEST_PAUSE_S = 5.0
 #: Share of a shutdown's time that the last writes get; the rest is for the commit and the close.
 _DRAIN_SHARE = 0.7
 #: A loop that has not come round for longer is stuck.
@@ -40,37 +40,6 @@ _STUCK_S = 120.0
 
 
 _GAP = {"action": "offset_gap"}
-
-
-class Fenced(VlastreamError):
-    """Somebody else has written this partition since its mark was read."""
-
-
-class Skip(VlastreamError):
-    """This record becomes no row, and that is right so. The message is the reason as a metric's label."""
-
-
-class Store(Protocol[RowT]):
-    """Where rows come to rest. Every method raises Unavailable while the server is away."""
-
-    @property
-    def server(self) -> str:
-        """What is waited for while it is away: for people and metrics."""
-        ...
-
-    def ping(self) -> None: ...
-
-    def dataset(self, topic: str) -> str:
-        """Name of what the rows of a topic become, for metrics."""
-        ...
-
-    def open(self, partition: Partition) -> Mark:
-        """The mark of a partition, Mark() for one that was never written."""
-        ...
-
-    def write(self, partition: Partition, batch: Batch[RowT]) -> None:
-        """Write the rows and move the mark from `before` to `after`, both or neither. Raises Fenced."""
-        ...
 
 
 class SinkConsumer(ConsumerPort, Protocol):
@@ -121,19 +90,17 @@ class Flow(Generic[RowT]):
         #: Where offsets were missing the last time.
         self._gaps: dict[Partition, int] = {}
         self._stopping = threading.Event()
-        self._store_retry_at = 0.0
-        self._store_pause_s = 0.0
         self._next_commit = 0.0
         self._last_round = clock()
         self._joined = threading.Event()
-        self._store_seen = threading.Event()
+        self._watch = StoreWatch(name, store.server, metrics, clock)
 
     # --- what others may ask
 
     def waiting(self) -> list[str]:
         """What this sink waits for before it is ready."""
         reasons = [] if self._joined.is_set() else ["its first assignment from the consumer group"]
-        return reasons + ([] if self._store_seen.is_set() else [f"{self._store.server} to answer for the first time"])
+        return reasons + ([] if self._watch.seen else [f"{self._store.server} to answer for the first time"])
 
     def alive(self) -> bool:
         return self._clock() - self._last_round < _STUCK_S
@@ -242,7 +209,7 @@ class Flow(Generic[RowT]):
                 )
             except (Retry, Unavailable) as error:
                 log.warning("writing a dead letter again: %s", error, extra={"action": "retry"})
-                if self._stopping.wait(_FIRST_PAUSE_S):
+                if self._stopping.wait(FIRST_PAUSE_S):
                     return False
             else:
                 place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
@@ -255,7 +222,7 @@ class Flow(Generic[RowT]):
 
     def _write_due(self, everything: bool = False) -> bool:
         """Write the batches whose time has come; False while the store is away."""
-        if self._clock() < self._store_retry_at:
+        if self._watch.pausing:
             return False
         largest = max(self._open_buffers(), key=lambda buffer: buffer.size_bytes, default=None)
         for partition, buffer in list(self._buffers.items()):
@@ -268,7 +235,7 @@ class Flow(Generic[RowT]):
                 try:
                     self._write(partition, buffer, batch)
                 except Unavailable as error:
-                    self._store_away(error)
+                    self._watch.away(error)
                     return False
                 except Fenced as error:
                     log.warning("reading %s again from its mark: %s", partition, error, extra={"action": "fenced"})
@@ -280,42 +247,27 @@ class Flow(Generic[RowT]):
         started = time.perf_counter()
         self._store.write(partition, batch)
         buffer.written(batch, self._clock())
-        self._store_answers()
+        self._watch.answers()
         self._metrics.sink_flush_duration.labels(self._name).observe(time.perf_counter() - started)
         self._metrics.sink_rows.labels(self._name, self._store.dataset(partition.topic)).inc(len(batch.entries))
         self._metrics.sink_last_commit.labels(self._name).set(batch.entries[-1].timestamp_ms / 1000)
 
     def _reach_store(self) -> None:
-        if self._store_seen.is_set() or self._clock() < self._store_retry_at:
+        if self._watch.seen or self._watch.pausing:
             return
         try:
             self._store.ping()
         except Unavailable as error:
-            self._store_away(error)
+            self._watch.away(error)
         else:
-            self._store_answers()
-
-    def _store_away(self, error: Unavailable) -> None:
-        if self._store_pause_s == 0.0:
-            log.warning("waiting for %s: %s", self._store.server, error, extra={"action": "store_away"})
-        self._metrics.dependency_up.labels(self._store.server).set(0)
-        self._metrics.retries.labels(self._name, "store_away").inc()
-        self._store_pause_s = min(max(self._store_pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-        self._store_retry_at = self._clock() + self._store_pause_s
-
-    def _store_answers(self) -> None:
-        if self._store_pause_s > 0.0:
-            log.info("%s answers again", self._store.server, extra={"action": "store_back"})
-        self._metrics.dependency_up.labels(self._store.server).set(1)
-        self._store_pause_s = self._store_retry_at = 0.0
-        self._store_seen.set()
+            self._watch.answers()
 
     # --- positions and pauses
 
     def _open_partitions(self) -> None:
         """Start partitions at their mark or at the committed offset, whichever is later."""
         for partition, buffer in list(self._buffers.items()):
-            if buffer is not None or self._clock() < self._store_retry_at:
+            if buffer is not None or self._watch.pausing:
                 continue
             place = TopicPartition(partition.topic, partition.number)
             try:
@@ -324,12 +276,12 @@ class Flow(Generic[RowT]):
                 position = max(mark.next_offset, stored, 0)
                 self._consumer.seek(TopicPartition(partition.topic, partition.number, position))
             except Unavailable as error:
-                self._store_away(error)
+                self._watch.away(error)
             except KafkaException as error:
                 # Right after an assignment a partition cannot be sought yet; the next round tries again.
                 log.debug("%s cannot be positioned yet: %s", partition, error, extra={"action": "open"})
             else:
-                self._store_answers()
+                self._watch.answers()
                 self._buffers[partition] = Buffer(mark, position, self._limits)
                 self._committed[partition] = stored
                 log.info("sinking %s from offset %d", partition, position, extra={"action": "open"})

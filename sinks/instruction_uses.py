@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from runtime.data_tables import instruction_analytics
 from runtime.tables import inference_log
-from sinks.instructions import instruction_hash, normalised
+from schemas.instructions import instruction_hash, normalised
 from sinks.rows import Row, category
 
 #: Union of both arrays, sorted.

@@ -6,10 +6,10 @@ from runtime.consent import ConsentList
 from runtime.kafka import Record
 from sinks.data_records import decode_episode, decode_feedback
 from sinks.data_rows import episode_row, feedback_row
-from sinks.flow import Skip
 from sinks.lake_rows import lake_entry
 from sinks.marks import Entry
 from sinks.rows import Row, timestamp
+from sinks.store import Skip
 
 #: These topics have one series: the offsets themselves.
 _SERIES = "log"

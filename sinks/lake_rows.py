@@ -16,7 +16,6 @@ from runtime.errors import Poison
 from runtime.kafka import Record
 from schemas import headers as h
 from schemas.messages import ActionMatrix, Image, ImageEncoding, InferenceRequest, RequestSummary
-from sinks.flow import Skip
 from sinks.marks import Entry
 from sinks.outcomes import (
     checks_of,
@@ -29,6 +28,7 @@ from sinks.outcomes import (
     validation_errors,
 )
 from sinks.rows import Row, mode, timestamp
+from sinks.store import Skip
 
 #: The one series of vla.outcomes.v1: the offset of the completion that an outcome was made from.
 RESULTS_SERIES = "results"

@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 
 from runtime.database import connect, database_errors
 from runtime.settings import Settings
+from sinks.grants import renew
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ def newest_revision() -> str:
 def upgrade(settings: Settings, revision: str = "head") -> str:
     """Run what is missing and return the revision now in place. Safe when several processes do it at once.
 
+    The roles' users, where there are any, get their rights on what is new.
+
     Raises Unavailable while Postgres is away.
     """
     database = connect(settings, "vlastream-migrate", pool_size=1, statement_timeout_s=None)
@@ -39,6 +42,9 @@ def upgrade(settings: Settings, revision: str = "head") -> str:
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
             current = MigrationContext.configure(connection).get_current_revision() or ""
+            # Asking for the revision has begun a transaction.
+            renew(connection)
+            connection.commit()
     finally:
         database.close()
     log.info("the database is at revision %s", current, extra={"action": "db_upgrade"})

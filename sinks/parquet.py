@@ -14,7 +14,6 @@ from schemas.card_files import load_cards
 from schemas.topics import EPISODES, FEEDBACK, OUTCOMES, PARQUET_GROUP, accepted_topic, episodes_topic
 from sinks.arrow_schemas import EPISODES_DATASET, FEEDBACK_DATASET, OBSERVATIONS, OUTCOMES_DATASET, SCHEMAS
 from sinks.consent import ConsentView
-from sinks.flow import Fenced
 from sinks.lake_data_rows import episode_entry, feedback_entry
 from sinks.lake_rows import observation_entry, outcome_entry
 from sinks.marks import Batch, Entry, Limits, Mark, Partition
@@ -23,6 +22,7 @@ from sinks.protection import Protection
 from sinks.rows import Row
 from sinks.service import serve
 from sinks.storage import AlreadyExists, Storage, open_storage
+from sinks.store import Fenced
 
 NAME = PARQUET_GROUP
 ACCEPTED_PREFIX = "vla.accepted."

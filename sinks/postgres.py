@@ -42,11 +42,11 @@ from sinks.consent import ConsentView
 from sinks.data_records import decode_consent, decode_embedding, decode_episode, decode_feedback
 from sinks.data_rows import audit_row, consent_row, context_row, episode_row, feedback_row, pending_row, workspace_of
 from sinks.data_store import DataRow, Kind, lock_partition, merge_pending, write_data
-from sinks.flow import Fenced, Skip
 from sinks.marks import Batch, Entry, Limits, Mark, Partition
 from sinks.outcomes import decode_outcome
 from sinks.rows import CONSENTED, Row, incident_row, inference_row
 from sinks.service import serve
+from sinks.store import Fenced, Skip
 from sinks.usage import count_usage
 
 NAME = POSTGRES_GROUP

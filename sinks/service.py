@@ -12,8 +12,9 @@ from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
 from sinks.consent import ConsentView
-from sinks.flow import Decode, Flow, Store
+from sinks.flow import Decode, Flow
 from sinks.marks import Limits
+from sinks.store import Store
 
 RowT = TypeVar("RowT")
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
 
+from runtime.errors import Fatal
 from runtime.kafka import MAX_RECORD_BYTES, Record, ssl_context
 from runtime.metrics import Metrics
 from runtime.settings import Settings
@@ -125,7 +126,11 @@ class Gate:
         def restored() -> None:
             owned = {tp.partition for tp in self.app.assignor.assigned_actives()}
             self._progress.moved(owned)
-            restore(owned)
+            try:
+                restore(owned)
+            except Fatal as error:
+                # Faust would tell its own story of it.
+                end_process(error)
             self._recovered = True
             self._metrics.rebalances.labels("recovered").inc()
             log.info("own partitions %s", sorted(owned), extra={"action": "assigned"})

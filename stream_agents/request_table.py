@@ -11,6 +11,9 @@ from collections import defaultdict, deque
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
+from runtime.errors import Fatal
 from schemas import headers as h
 from schemas import ids
 from schemas.codes import Code
@@ -24,6 +27,7 @@ from schemas.messages import (
     RequestSummary,
     TableValue,
 )
+from schemas.topics import GATE_CHANGELOG
 
 #: Longest distance between a request and a retry that is answered with the first outcome.
 IDENTITY_WINDOW_MS = 300_000
@@ -75,16 +79,20 @@ class RequestTable:
         return len(self._records)
 
     def restore(self, partitions: Collection[int]) -> None:
-        """Build the indexes from the rows of these partitions, and from no others."""
+        """Build the indexes from the rows of these partitions, and from no others.
+
+        Raises Fatal for what is no row. It may stand in a row's place: to go on without that row could decide a
+        request a second time.
+        """
         for index in (self._records, self._by_identity, self._by_content, self._chunks, self._aging):
             index.clear()
         rows: list[tuple[str, RequestRecord]] = []
         for key, value in list(self._store.items()):
-            row = TableValue.FromString(value)
+            name, row = _row_of(key, value)
             if row.WhichOneof("kind") == "chunk":
-                self._chunks[key.decode()] = row.chunk
+                self._chunks[name] = row.chunk
             elif row.request.source.partition in partitions:
-                rows.append((key.decode(), row.request))
+                rows.append((name, row.request))
         for row_id, record in sorted(rows, key=lambda item: (item[1].appended_at_ms, item[1].source.offset)):
             self._index(row_id, record)
 
@@ -244,6 +252,20 @@ class RequestTable:
         # Only what went on to a policy stands in the way of the same observation.
         if not record.refusal and not record.refused:
             self._by_content[_content(record)] = row_id
+
+
+def _row_of(key: bytes, value: bytes) -> tuple[str, TableValue]:
+    """Raises Fatal for what no gate has written."""
+    try:
+        name, row = key.decode(), TableValue.FromString(value)
+    except (UnicodeDecodeError, DecodeError):
+        row = TableValue()
+    if row.WhichOneof("kind") is None:
+        raise Fatal(
+            f"{GATE_CHANGELOG} holds a record that no gate has written, with the key {key.hex()} (hex): see "
+            "GateChangelogDamaged in docs/runbook.md"
+        )
+    return name, row
 
 
 def record_of(

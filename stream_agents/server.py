@@ -110,7 +110,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     def stop_of(customer_id: str, robot_id: str, model: str) -> Control | None:
         return stops.stop_of(customer_id=customer_id, robot_id=robot_id, model=model)
 
-    counter = LimitCounter(settings.redis_url.get_secret_value(), metrics) if settings.enable_rate_limits else None
+    counter = LimitCounter.of(settings, metrics) if settings.enable_rate_limits else None
     limits = FleetLimits(customers, counter, origins.is_fleet, metrics)
     delivery = Delivery(publisher, metrics)
     dead_letters = DeadLetters(delivery, metrics, group="vla-gate")

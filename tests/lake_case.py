@@ -25,13 +25,13 @@ from schemas.messages import (
     SourceRecord,
 )
 from schemas.topics import CONSENT, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES, REQUESTS, accepted_topic
-from sinks.flow import Skip
 from sinks.lake_reader import Lake
 from sinks.marks import Buffer, Limits, Partition
 from sinks.parquet import ParquetStore
 from sinks.protection import Protection
 from sinks.rows import Row
 from sinks.storage import FolderStorage
+from sinks.store import Skip
 from tests import factories as f
 from tests.sink_case import SALT, consents, parquet_decoder
 

@@ -12,9 +12,9 @@ from runtime.consent import ConsentList
 from runtime.database import Database
 from runtime.kafka import Record
 from schemas.topics import CONSENT, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES
-from sinks.flow import Skip
 from sinks.marks import Buffer, Limits, Partition
 from sinks.postgres import AnyRow, PostgresStore
+from sinks.store import Skip
 from tests.sink_case import postgres_decoder
 
 _TOPICS = (OUTCOMES, EMBEDDINGS, FEEDBACK, EPISODES, CONSENT)

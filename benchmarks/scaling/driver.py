@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,7 +15,7 @@ from benchmarks.scaling.autoscaler import Autoscaler
 from benchmarks.scaling.scaled_object import ScaledObject
 from runtime.errors import Unavailable
 from runtime.group_lag import KafkaOffsets, behind
-from runtime.kafka import build_admin, build_consumer
+from runtime.kafka import build_admin
 from runtime.settings import Settings
 from runtime.stack.roles import answers_ready
 from runtime.stack.scaling import processes_of, want
@@ -41,8 +40,7 @@ class Lags:
     """How far a group is behind in each partition of a topic. Of one thread."""
 
     def __init__(self, settings: Settings, group: str, topic: str) -> None:
-        name = "autoscaler"
-        self._offsets = KafkaOffsets(build_admin(settings, name), partial(build_consumer, settings, name, group=None))
+        self._offsets = KafkaOffsets(build_admin(settings, "autoscaler"))
         self._group, self._topic = group, topic
 
     def look(self) -> list[int]:

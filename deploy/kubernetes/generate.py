@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy.kubernetes import scaling
 from deploy.kubernetes.installation import FOLDER, Installation, load_installation, overlays
+from deploy.kubernetes.kafka_resources import topic_resource, user_resources
+from deploy.kubernetes.roles import CREDENTIALS, GRACE_S, ROLES, SHUTDOWN_TIMEOUT_S, Role, Server, gpu_worker
 from schemas.cards import CardSet
 from schemas.topics import accepted_topic, worker_group
 
@@ -27,11 +30,138 @@ _TEMPLATES = Environment(
 )
 
 
+ALERTS = FOLDER.parent / "prometheus" / "alerts.yml"
+#: Where servers outside of Kafka listen: with TLS and without, on their usual ports.
+_PORTS = {Server.POSTGRES: (5432,), Server.VALKEY: (6379,), Server.S3: (443, 9000)}
+_JOBS: tuple[dict[str, Any], ...] = (
+    {"name": "topics-apply", "image": "gate", "args": ["topics", "apply"], "kafka": True},
+    {"name": "db-upgrade", "image": "sink-postgres", "args": ["db", "upgrade"], "kafka": False},
+)
+#: What a sink does a second, and how late what it writes may be.
+_SINKS: tuple[dict[str, Any], ...] = (
+    {
+        "name": "sink-postgres",
+        "rate": 2522,
+        "source": "benchmarks/results/2026-11-24-sink-rate.md",
+        "late_s": 10,
+        "late_why": ", by which rows may be late",
+    },
+    {
+        "name": "sink-parquet",
+        "rate": 1000,
+        "source": "51 MB/s of 50 KB frames, benchmarks/capacity.yaml",
+        "late_s": 30,
+        "late_why": ": three flushes of PARQUET_FLUSH_INTERVAL_S, as what is not yet flushed counts as lag",
+    },
+)
+_PARTITIONS_A_SINK = 8
+
+
+class _NoAliases(yaml.SafeDumper):
+    """Each document stands for itself."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def files() -> Iterator[tuple[Path, str]]:
     """Every generated file with its text."""
+    yield from _of_base()
     for overlay in overlays():
-        installation, cards = load_installation(overlay)
-        yield overlay / "keda.yaml", _rendered("keda.yaml.j2", scalings=_scalings(installation, cards))
+        yield from _of_overlay(overlay, *load_installation(overlay))
+
+
+def _of_base() -> Iterator[tuple[Path, str]]:
+    base = FOLDER / "base"
+    for role in ROLES:
+        yield base / f"{role.name}.yaml", _workload(role, "roles.py and templates/role.yaml.j2")
+    yield (
+        base / "network.yaml",
+        _rendered("network.yaml.j2", "roles.py and templates/network.yaml.j2", access=_access()),
+    )
+    yield base / "jobs.yaml", _rendered("jobs.yaml.j2", jobs=_JOBS, source="generate.py and templates/jobs.yaml.j2")
+    groups = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "vlastream", "labels": {"app.kubernetes.io/part-of": "vlastream"}},
+        "spec": {"groups": groups},
+    }
+    yield base / "alerts.yaml", _dumped([rule], "deploy/prometheus/alerts.yml")
+
+
+def _of_overlay(overlay: Path, installation: Installation, cards: CardSet) -> Iterator[tuple[Path, str]]:
+    names = list(installation.deployments)
+    source = "installation.yaml, roles.py and templates/role.yaml.j2"
+    workers = [
+        gpu_worker(name, gpus=worker.gpus, cpu=worker.cpu, memory=worker.memory)
+        for name, worker in installation.deployments.items()
+    ]
+    texts = [_workload(worker, "", weights_claim=installation.weights_claim) for worker in workers]
+    yield overlay / "gpu.yaml", _HEADER.format(source=source) + "---\n".join(texts)
+    yield overlay / "keda.yaml", _rendered("keda.yaml.j2", scalings=_scalings(installation, cards))
+    yield overlay / "keda-sinks.yaml", _rendered("keda-sinks.yaml.j2", sinks=_sinks(installation))
+    yield overlay / "hpa.yaml", _rendered("hpa.yaml.j2", max_replicas=installation.reply_partitions)
+    topics = [topic_resource(topic, installation.replication) for topic in installation.topics()]
+    yield overlay / "topics.yaml", _dumped(topics, "installation.yaml and schemas/topics.py")
+    users = user_resources(installation.fleets, names)
+    yield overlay / "users.yaml", _dumped(users, "installation.yaml and schemas/access.py")
+    yield overlay / "partitions.env", _HEADER.format(source="installation.yaml") + _partitions(installation)
+
+
+def _partitions(installation: Installation) -> str:
+    settings = {
+        "KAFKA_PARTITIONS": installation.partitions,
+        "KAFKA_ACCEPTED_PARTITIONS": installation.accepted_partitions,
+        "KAFKA_REPLY_PARTITIONS": installation.reply_partitions,
+        "KAFKA_REPLICATION_FACTOR": installation.replication,
+        "KAFKA_RETENTION_DAYS": installation.retention_days,
+        "DEFAULT_TTL_MS": installation.default_ttl_ms,
+        "FLEETS": ",".join(installation.fleets),
+    }
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def _workload(role: Role, source: str, weights_claim: str = "") -> str:
+    secrets = [name for server in role.servers for name in CREDENTIALS.get(server, ())] + list(role.secrets)
+    header = _HEADER.format(source=source) if source else ""
+    return header + _TEMPLATES.get_template("role.yaml.j2").render(
+        role=role,
+        secrets=secrets,
+        kafka=Server.KAFKA in role.servers,
+        weights_claim=weights_claim,
+        grace_s=GRACE_S,
+        shutdown_s=SHUTDOWN_TIMEOUT_S,
+    )
+
+
+def _access() -> list[tuple[dict[str, Any], list[str]]]:
+    """Each server with whoever speaks to it, by the label `component`."""
+    users: dict[Server, list[str]] = {server: [] for server in Server}
+    for role in (*ROLES, gpu_worker("any", gpus=1, cpu="1", memory="1Gi")):
+        for server in role.servers:
+            users[server].append(role.user)
+    for job in _JOBS:
+        users[Server.KAFKA if job["kafka"] else Server.POSTGRES].append(job["name"])
+    return [({"name": str(server), "ports": _PORTS.get(server, ())}, sorted(users[server])) for server in Server]
+
+
+def _sinks(installation: Installation) -> list[dict[str, Any]]:
+    most = max(installation.partitions // _PARTITIONS_A_SINK, 1)
+    return [
+        {
+            **sink,
+            "partitions": installation.partitions,
+            "max_replicas": most,
+            "lag_threshold": round(scaling.PLANNED_LOAD * sink["rate"] * sink["late_s"]),
+        }
+        for sink in _SINKS
+    ]
+
+
+def _dumped(documents: list[dict[str, Any]], source: str) -> str:
+    text = yaml.dump_all(documents, Dumper=_NoAliases, sort_keys=False, width=120, allow_unicode=True)
+    return _HEADER.format(source=source) + text
 
 
 def _rendered(template: str, source: str = "", **values: Any) -> str:

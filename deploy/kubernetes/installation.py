@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deploy.kubernetes.scaling import Cost, Scaling
 from schemas.card_files import load_embodiment_card, load_model_card
@@ -17,6 +17,8 @@ FOLDER = Path(__file__).parent
 OVERLAYS = FOLDER / "overlays"
 #: Robot types are those of the images: overlays bring models only.
 EMBODIMENTS = FOLDER.parent / "cards" / "embodiments"
+
+_LONGEST_LABEL = 63
 
 Count = Annotated[int, Field(ge=1, le=1024)]
 
@@ -61,6 +63,18 @@ class Installation(_Strict):
     retention_days: int = Field(ge=1)
     default_ttl_ms: int = Field(ge=1)
     deployments: dict[Name, Worker] = Field(min_length=1)
+    #: PersistentVolumeClaim with the weights that cards name below /srv/weights. Empty: they are in the image.
+    weights_claim: str = ""
+
+    @field_validator("deployments")
+    @classmethod
+    def _names_fit_into_labels(cls, value: dict[str, Worker]) -> dict[str, Worker]:
+        for name in value:
+            if len(f"gpu-{name}") > _LONGEST_LABEL:
+                raise ValueError(
+                    f"{name}: gpu-{name} is a label of its pods, which has {_LONGEST_LABEL} characters at most"
+                )
+        return value
 
     def topics(self) -> tuple[Topic, ...]:
         return declare(

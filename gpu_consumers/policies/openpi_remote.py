@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gpu_consumers.openpi_client import Endpoint, OpenpiClient, pack, unpack
+from gpu_consumers.openpi_client import Endpoint, OpenpiClient
 from gpu_consumers.policies.contract import AS_THE_CARD_SAYS, LoadOptions, Observation, PolicyError
 from runtime.errors import Fatal, Retry
 from schemas.cards import ModelCard
+from schemas.openpi_wire import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)

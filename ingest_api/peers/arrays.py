@@ -1,10 +1,9 @@
-"""Arrays in peers' frames: msgpack as openpi and vla-eval write it, JSON as json-numpy does. Plain numbers only."""
+"""Arrays in peers' frames: msgpack of openpi or vla-eval, JSON as json-numpy writes it. Plain numbers only."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest_api.problems import Problem, fault
+from schemas import openpi_wire
 from schemas.codes import Code
+from schemas.openpi_wire import array_of
 
 Array = NDArray[Any]
-#: bool, integers and floats: no objects, no structures, no text.
-_KINDS = frozenset("biuf")
-_MOST_DIMENSIONS = 8
 _DEEPEST = 16
 
 
@@ -30,37 +28,15 @@ class PictureFile:
     data: bytes
 
 
-def array_of(data: object, dtype: object, shape: object) -> Array:
-    """Raises ValueError for what is no array of numbers."""
-    if not isinstance(data, bytes) or not isinstance(dtype, str) or len(dtype) > 4:
-        raise ValueError("an array has `data` in bytes and a plain `dtype`")
-    if not isinstance(shape, list | tuple) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"an array has a `shape` of at most {_MOST_DIMENSIONS} numbers")
-    if not all(isinstance(size, int) and 0 <= size < 2**31 for size in shape):
-        raise ValueError("a `shape` has whole numbers")
-    try:
-        kind = np.dtype(dtype)
-    except TypeError as error:
-        raise ValueError(f"{dtype!r} is no dtype") from error
-    if kind.kind not in _KINDS or kind.itemsize * math.prod(shape) != len(data):
-        raise ValueError("`data`, `dtype` and `shape` do not agree, or the dtype is no number")
-    return np.frombuffer(data, kind).reshape(shape)
-
-
 def unpack(frame: bytes) -> Any:
     """A msgpack frame of openpi or vla-eval. Raises Problem 400."""
     try:
-        return msgpack.unpackb(frame, object_hook=_msgpack_hook, strict_map_key=False)
-    # What msgpack raises beside ValueError: TypeError for keys that cannot be keys, and its own for a cut message.
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise unreadable(f"the frame is not msgpack with arrays of numbers: {error}"[:300]) from error
+        return openpi_wire.unpack(frame, _of_vla_eval)
+    except ValueError as error:
+        raise unreadable(f"the frame is unreadable: {error}"[:300]) from error
 
 
-def _msgpack_hook(found: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in found:
-        return array_of(found.get(b"data"), found.get(b"dtype"), found.get(b"shape"))
-    if b"__npgeneric__" in found:
-        return found.get(b"data")
+def _of_vla_eval(found: dict[Any, Any]) -> Any:
     if "__ndarray__" in found:
         return array_of(found.get("data"), found.get("dtype"), found.get("shape"))
     if "__image__" in found:
@@ -70,23 +46,6 @@ def _msgpack_hook(found: dict[Any, Any]) -> Any:
             raise ValueError("an image has `data` in bytes")
         return PictureFile(found["data"])
     return found
-
-
-def pack_openpi(content: Mapping[str, Any]) -> bytes:
-    """As openpi_client.msgpack_numpy writes it: arrays under bytes keys."""
-
-    def plain(value: object) -> object:
-        if isinstance(value, np.ndarray):
-            return {
-                b"__ndarray__": True,
-                b"data": value.tobytes(),
-                b"dtype": value.dtype.str,
-                b"shape": value.shape,
-            }
-        raise TypeError(f"no {type(value).__name__} goes into a frame")
-
-    packed: bytes = msgpack.packb(content, default=plain)
-    return packed
 
 
 def pack_vla_eval(content: Mapping[str, Any]) -> bytes:

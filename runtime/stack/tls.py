@@ -23,8 +23,13 @@ class TlsFront(Component):
         ca = security.certificates.ca
         postgres_port, valkey_port = layout.port("postgres-tls"), layout.port("valkey-tls")
         self._routes = (Route(postgres_port, postgres.port, "postgresql"), Route(valkey_port, valkey.port))
+        self._postgres = postgres
         self.database_url = postgres.dsn_by_tls(postgres_port, ca)
         self.redis_url = valkey.url_by_tls(valkey_port, ca)
+
+    def database_url_of(self, user: str, password: str) -> str:
+        """For a user other than the owner of the tables."""
+        return self._postgres.dsn_by_tls(self._routes[0].listen_port, self._security.certificates.ca, user, password)
 
     def prepare(self, say: Say) -> None:
         self._security.prepare()

@@ -39,6 +39,9 @@ class Valkey(Component):
             "daemonize": "no",
             "logfile": '""',
             "save": '""',
+            # Limits are counted here too: nothing is forgotten to make room.
+            "maxmemory": "0",
+            "maxmemory-policy": "noeviction",
             "appendonly": "yes",
             "appendfsync": "everysec",
         }

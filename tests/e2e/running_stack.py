@@ -22,17 +22,20 @@ from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.stack import Stack
 
+#: For the hashes that stand for ids in the lake; a secret of the stack as others are.
+SALT = "salt-of-the-end-to-end-tests"
+
 
 class RunningStack:
     """Reads stack.json anew at each question: pids change when roles are restarted."""
 
     def __init__(self, layout: Layout, stack: Stack) -> None:
-        self._layout = layout
+        self.layout = layout
         self.stack = stack
 
     @property
     def file(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self._layout.stack_file.read_text())
+        content: dict[str, Any] = json.loads(self.layout.stack_file.read_text())
         return content
 
     @property
@@ -46,7 +49,7 @@ class RunningStack:
     @property
     def environment(self) -> dict[str, str]:
         """For a command that is typed beside the stack."""
-        return {**os.environ, "STACK_FILE": str(self._layout.stack_file)}
+        return {**os.environ, "STACK_FILE": str(self.layout.stack_file), "ANONYMIZATION_HASH_SALT": SALT}
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -54,7 +57,8 @@ class RunningStack:
         s3 = {f"s3_{name}": value for name, value in found["s3"].items()}
         values = {"database_url": found["database"], "redis_url": found["redis"], "fleets": found["fleets"], **s3}
         values |= {"kafka_bootstrap_servers": found["kafka"], **found.get("security", {})}
-        return Settings(_env_file=None, stack_file=self._layout.stack_file, **values)
+        values |= {"anonymization_hash_salt": SALT}
+        return Settings(_env_file=None, stack_file=self.layout.stack_file, **values)
 
     def fleet_security(self, fleet: str) -> dict[str, str]:
         """What a robot of a fleet that the stack begins with tells Kafka; nothing where the stack is plain."""
@@ -92,7 +96,7 @@ class RunningStack:
             return connection.execute(query, values).fetchall()
 
     def log_of(self, name: str) -> Path:
-        return self._layout.log(name)
+        return self.layout.log(name)
 
 
 def observation(seed: int = 0, **changes: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from examples.control_loop import main
@@ -14,12 +16,21 @@ pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 @pytest.mark.parametrize(("transport", "rate"), [("rest", 50), ("websocket", 10), ("kafka", 20)])
 def test_a_robot_does_its_task_at_its_rate_over_each_transport(
-    stack: RunningStack, settings: Settings, capsys: pytest.CaptureFixture[str], transport: str, rate: int
+    stack: RunningStack,
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    transport: str,
+    rate: int,
 ) -> None:
     bootstrap = stack.file["kafka"]
     key = stack.file["api_key"]
     robot = f"loop-{transport}"
     options = ["--transport", transport, "--rate", str(rate), "--episodes", "2", "--robot-id", robot]
+    # Empty on a plain Kafka.
+    properties = tmp_path / "kafka.properties"
+    properties.write_text("".join(f"{name}={value}\n" for name, value in stack.fleet_security("demo").items()))
+    options += ["--kafka-properties", str(properties)]
     ended = main([stack.api, key, "--bootstrap", bootstrap, *options])
     said = capsys.readouterr().out
     assert ended == 0, said

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy.engine import make_url
 
 from runtime.settings import Settings
 from runtime.stack.roles import vlastream
@@ -112,6 +113,7 @@ def _rows_of(stack: RunningStack, request_id: str) -> list[tuple[Any, ...]]:
 
 
 def _drop_database(stack: RunningStack) -> None:
-    server, _, name = stack.file["database"].rpartition("/")
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    url = make_url(stack.file["database"])
+    beside = url.set(database="postgres").render_as_string(hide_password=False)
+    with psycopg.connect(beside, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(url.database or "")))

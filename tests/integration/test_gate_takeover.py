@@ -53,11 +53,15 @@ class GateProcess:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "runtime.cli", "gate"],
-                env={**os.environ, **self._environment},
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
             )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self._environment}
 
     def ready(self) -> bool:
         try:

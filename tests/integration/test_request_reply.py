@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,13 +33,13 @@ from schemas.cards import ModelCard
 from schemas.messages import InferenceRequest, Outcome, WorkerHeartbeat
 from schemas.topics import REQUESTS, WORKERS
 from sinks.migrate import upgrade
+from tests.api_processes import ApiProcess, api_processes
 from tests.cards import embodiment, model
 from tests.embedded import RunningServer, running
 from tests.unit.api_case import body, chunk_outcome
 
 pytestmark = pytest.mark.kafka
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Robots with this name get no answer until the responder is told to.
 SILENT = "silent-arm"
 
@@ -56,15 +53,14 @@ def card_folder(folder: Path, served: ModelCard | None = None) -> Path:
 
 
 @contextmanager
-def broker(folder: Path) -> Iterator[tuple[RunningServer, Settings]]:
+def broker(folder: Path, *, fleets: str = "") -> Iterator[tuple[RunningServer, Settings]]:
     """A Kafka of one's own with all topics."""
     layout = Layout(folder / "servers")
     layout.create()
     kafka = Kafka(layout)
     with running(kafka, layout) as server:
-        settings = Settings(
-            _env_file=None, kafka_bootstrap_servers=kafka.bootstrap, cards_dir=card_folder(folder / "cards")
-        )
+        folders = {"cards_dir": card_folder(folder / "cards"), "stack_file": folder / "no-stack.json"}
+        settings = Settings.model_validate({"kafka_bootstrap_servers": kafka.bootstrap, "fleets": fleets, **folders})
         apply_topics(settings)
         yield server, settings
 
@@ -259,33 +255,6 @@ def _poll(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 # --- as processes
 
 
-class ApiProcess:
-    def __init__(self, environment: dict[str, str], instance: int, log: Path) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "runtime.cli", "api"],
-                env={**os.environ, **environment, "PORT": str(port), "ROLE_INSTANCE": str(instance)},
-                stdout=file,
-                stderr=file,
-                cwd=ROOT,
-            )
-
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            assert self.process.poll() is None, f"the API ended:\n{self.log.read_text()[-3000:]}"
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"the API did not become ready:\n{self.log.read_text()[-3000:]}")
-
-
 @pytest.fixture
 def apis(settings: Settings, fresh_database: str, valkey_url: str, tmp_path: Path) -> Iterator[list[ApiProcess]]:
     environment = {
@@ -296,13 +265,8 @@ def apis(settings: Settings, fresh_database: str, valkey_url: str, tmp_path: Pat
         "STACK_FILE": str(tmp_path / "stack.json"),
         "DEFAULT_TTL_MS": "20000",
     }
-    processes = [ApiProcess(environment, instance, tmp_path / f"api-{instance}.log") for instance in range(2)]
-    try:
+    with api_processes(environment, tmp_path, 2) as processes:
         yield processes
-    finally:
-        for api in processes:
-            api.process.kill()
-            api.process.wait()
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from robot_client.kafka import KafkaTransport
 from runtime.acls import apply_acls
 from runtime.errors import Fatal
 from runtime.fleets.commands import add_fleet, list_fleets, remove_fleet
+from runtime.group_lag import GroupLag, KafkaOffsets, watched_groups
 from runtime.kafka import build_admin, build_consumer, build_producer, client_config, end_positions, security_config
+from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.stack.kafka import QUICK_START, Kafka
 from runtime.stack.layout import Layout
@@ -30,8 +32,9 @@ from runtime.stack.security import StackSecurity
 from runtime.topic_admin import apply_all, declared_topics
 from schemas import headers as h
 from schemas.access import ROLES, Operation, Resource, fleet_user, role_grants
+from schemas.card_files import load_cards
 from schemas.messages import InferenceRequest, Outcome
-from schemas.topics import OUTCOMES, replies_topic, requests_topic
+from schemas.topics import OUTCOMES, REPLIES, replies_topic, requests_topic, worker_group
 from tests.embedded import running
 from tests.fleet_log import InstantWorker, request
 from tests.integration.test_gate_takeover import GateProcess, wait_until_ready
@@ -143,17 +146,72 @@ def test_a_role_reads_and_writes_its_topics_and_no_other(kafka: SecureKafka, top
 @pytest.mark.parametrize("role", [access.role for access in ROLES])
 def test_a_role_gets_at_its_own_consumer_groups_and_no_other(kafka: SecureKafka, role: str) -> None:
     grants = role_grants((NORTH, SOUTH), [DEPLOYMENT])
-    groups = {grant.name: grant.user for grant in grants if grant.resource is Resource.GROUP}
-    groups["fleet.north.robots"] = fleet_user(NORTH)
+    of_groups = [grant for grant in grants if grant.resource is Resource.GROUP]
+    own = {grant.name for grant in of_groups if grant.user == role}
     admin = build_admin(kafka.as_user(role))
-    for group, owner in groups.items():
+    for group in {grant.name for grant in of_groups} | {"fleet.north.robots"}:
         (answer,) = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
-        if owner == role:
+        if group in own:
             assert answer.result(20).group_id == group
         else:
             with pytest.raises(KafkaException) as refusal:
                 answer.result(20)
             assert refusal.value.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED
+
+
+def test_who_may_see_a_groups_offsets_may_not_move_join_or_delete_it(kafka: SecureKafka, topics: list[str]) -> None:
+    grants = role_grants((NORTH, SOUTH), [DEPLOYMENT])
+    seen = [g for g in grants if g.operation is Operation.DESCRIBE and g.resource is Resource.GROUP]
+    assert {grant.user for grant in seen} == {"api"}
+    # There is something to move and to delete.
+    operator = build_admin(kafka.admin)
+    for grant in seen:
+        place = ConsumerGroupTopicPartitions(grant.name, [TopicPartition(OUTCOMES, 0, 1)])
+        (done,) = operator.alter_consumer_group_offsets([place]).values()
+        done.result(20)
+    settings = kafka.as_user("api")
+    admin = build_admin(settings)
+    for grant in seen:
+        (answer,) = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(grant.name)]).values()
+        assert [(p.topic, p.offset) for p in answer.result(20).topic_partitions or []] == [(OUTCOMES, 1)]
+        moved = ConsumerGroupTopicPartitions(grant.name, [TopicPartition(OUTCOMES, 0, 0)])
+        (refused,) = admin.alter_consumer_group_offsets([moved]).values()
+        errors = [p.error.code() for p in refused.result(20).topic_partitions or [] if p.error is not None]
+        assert errors == [KafkaError.GROUP_AUTHORIZATION_FAILED]
+        (kept,) = admin.delete_consumer_groups([grant.name]).values()
+        with pytest.raises(KafkaException, match="GROUP_AUTHORIZATION_FAILED"):
+            kept.result(20)
+        with closing(build_consumer(settings, "guest", group=grant.name)) as consumer:
+            consumer.subscribe([REPLIES])
+            with pytest.raises(KafkaException, match="GROUP_AUTHORIZATION_FAILED"):
+                _join(consumer)
+
+
+def _join(consumer: Consumer, timeout_s: float = 60) -> None:
+    """Until it is a member of its group. Raises KafkaException where it is not let in."""
+    end = time.monotonic() + timeout_s
+    while not consumer.assignment():
+        assert time.monotonic() < end, "neither let in nor refused"
+        message = consumer.poll(0.5)
+        if message is not None and message.error() is not None:
+            raise KafkaException(message.error())
+
+
+def test_the_api_sees_how_far_the_others_are_and_reads_none_of_their_records(
+    kafka: SecureKafka, topics: list[str]
+) -> None:
+    settings = kafka.as_user("api")
+    lag = GroupLag(
+        offsets=KafkaOffsets(build_admin(settings)),
+        groups=watched_groups(load_cards(settings.cards_dir), settings.fleets),
+        metrics=Metrics(),
+    )
+    lag.look()
+    assert lag.age_s < float("inf"), "the broker refused to tell"
+    workers = lag.of(worker_group(DEPLOYMENT))
+    assert workers is not None
+    assert workers.records >= 1
+    assert 0 < workers.oldest_age_s < 3600
 
 
 def test_no_role_may_change_permissions_or_topics(kafka: SecureKafka) -> None:

@@ -21,6 +21,7 @@ from runtime.stack.security import StackSecurity, remember_mode
 from runtime.stack.tls import TlsFront
 from runtime.stack.valkey import Valkey
 from sinks.lake_reader import s3_filesystem
+from sinks.recovery import postgres_dump
 from sinks.storage import open_storage
 from tests.embedded import running
 
@@ -70,6 +71,24 @@ def test_postgres_answers_by_tls_to_who_trusts_its_authority(servers: Servers) -
         psycopg.connect(servers.database_url.replace(servers.ca, servers.other_ca), connect_timeout=5)
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(servers.database_url.replace("verify-full", "disable"), connect_timeout=5)
+
+
+def test_a_dump_is_made_by_tls_whether_or_not_pg_dump_speaks_it(servers: Servers, tmp_path: Path) -> None:
+    settings, file = Settings.model_validate({"database_url": servers.database_url}), tmp_path / "dump"
+    with psycopg.connect(servers.database_url) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS number")
+        connection.commit()
+        (snapshot,) = connection.execute("SELECT pg_export_snapshot()").fetchone() or ("",)
+        postgres_dump.dump(settings, file, snapshot)
+        assert "kept" in postgres_dump.tables_in(settings, file)
+        connection.rollback()
+        connection.execute("TRUNCATE kept")
+        connection.commit()
+        postgres_dump.restore_rows(settings, file, ["kept"])
+        assert connection.execute("SELECT count(*) FROM kept").fetchone() == (1000,)
+        strange = servers.database_url.replace(servers.ca, servers.other_ca)
+        with pytest.raises((Unavailable, Fatal)):
+            postgres_dump.dump(Settings.model_validate({"database_url": strange}), tmp_path / "none", snapshot)
 
 
 def test_valkey_answers_by_tls_to_who_trusts_its_authority(servers: Servers) -> None:

@@ -26,10 +26,11 @@ from runtime.testing import InMemoryBroker
 from schemas.codes import Code
 from schemas.messages import Outcome, SafetyMode, SafetyReport, Violation
 from schemas.topics import OUTCOMES, dead_letter_topic
-from sinks.flow import Fenced, Flow
+from sinks.flow import Flow
 from sinks.marks import Buffer, Limits, Mark, Partition
 from sinks.migrate import upgrade
 from sinks.postgres import NAME, AnyRow, PostgresStore
+from sinks.store import Fenced
 from tests import factories as f
 from tests.embedded import RunningServer, running
 from tests.sink_case import consents, postgres_decoder

@@ -39,6 +39,15 @@ PAYLOADS = (
 )  # fmt: skip
 
 
+#: Where a server must not be sent to fetch something: itself, its neighbours, its cloud's secrets, another's bucket.
+ADDRESSES = (
+    "file:///etc/passwd", "http://169.254.169.254/latest/meta-data", "http://metadata.google.internal/",
+    "http://127.0.0.1:9092/", "http://localhost/", "http://[::1]/", "http://0x7f000001/", "//127.0.0.1/x",
+    "s3://another-bucket/x", "gopher://127.0.0.1:6379/_FLUSHALL",
+    "https://example.org/redirect?to=http%3A%2F%2F169.254.169.254%2F",
+)  # fmt: skip
+
+
 class TenantRows(ListedRows):
     """The rows of the other customer, for every statement that does not confine itself to who asks."""
 

@@ -9,11 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from runtime.group_lag import watched_groups
 from runtime.kafka import client_config, security_config, ssl_context
 from runtime.settings import Settings
-from schemas.access import ROLES, Operation, Resource, access_table, all_grants, fleet_grants, fleet_user, is_ours
+from schemas.access import (
+    ROLES,
+    Operation,
+    Resource,
+    access_table,
+    all_grants,
+    fleet_grants,
+    fleet_user,
+    is_ours,
+    role_grants,
+)
 from schemas.cards import valid_name
 from schemas.topics import FLEETS, TRAFFIC, declare
+from tests.cards import cards
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True).filter(valid_name)
@@ -41,6 +53,18 @@ def test_every_grant_is_for_a_topic_that_is_declared() -> None:
     granted = {grant.name for grant in all_grants(["north"], ["model-a"]) if grant.resource is Resource.TOPIC}
     assert granted <= topics
     assert not any("<" in grant.name for grant in all_grants(["north"], ["model-a"]))
+
+
+def test_the_api_may_see_how_far_every_group_is_that_it_tells_of() -> None:
+    grants = role_grants(["north"], ["test-model-a"])
+    seen = {grant.name for grant in grants if grant.user == "api" and grant.operation is not Operation.WRITE}
+    written = {grant.name for grant in grants if grant.user == "api" and grant.operation is Operation.WRITE}
+    for watched in watched_groups(cards(), ["north"]):
+        assert watched.group in seen
+        assert set(watched.topics) <= seen | written
+    describes = {grant.name for grant in grants if grant.operation is Operation.DESCRIBE}
+    own = {grant.name for grant in grants if grant.user == "api" and grant.operation is Operation.READ}
+    assert describes & own == set(), "who may read it sees it anyway"
 
 
 @given(NAMES, NAMES)

@@ -18,13 +18,17 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
 from ingest_api.credentials import as_bearer
-from ingest_api.peers.arrays import PictureFile, array_of, from_json, pack_openpi, pack_vla_eval, to_json, unpack
+from ingest_api.peers.arrays import PictureFile, from_json, pack_vla_eval, to_json, unpack
 from ingest_api.peers.observation import observe
+from ingest_api.peers.openvla import _check_pairing
 from ingest_api.peers.pictures import images_of
 from ingest_api.problems import Problem
 from ingest_api.replies import Reply
+from schemas import openpi_wire
 from schemas.cards import ObservationKeys
+from schemas.codes import Code
 from schemas.messages import EpisodeEvent, EpisodeKind, ImageEncoding, InferenceRequest, Outcome, Rejection, Violation
+from schemas.openpi_wire import array_of
 from schemas.topics import EPISODES, MAX_INLINE_IMAGE_BYTES
 from tests.cards import model
 from tests.pictures import encoded, scene
@@ -53,7 +57,7 @@ async def test_openpi_hears_metadata_first_and_one_chunk_for_each_observation() 
         metadata = unpack(await heard_bytes(socket))
         assert (metadata["action_horizon"], metadata["action_dim"]) == (4, 3)
         for step in range(2):
-            await socket.send(pack_openpi(LIBERO))
+            await socket.send(openpi_wire.pack(LIBERO))
             answer = unpack(await heard_bytes(socket))
             assert answer["actions"].shape == (4, 3)
             assert answer["actions"].dtype == np.float32
@@ -76,7 +80,7 @@ async def test_openpi_is_served_on_its_other_paths(path: str) -> None:
     api = Api()
     async with serving(api) as it, it.connect(path, additional=API_KEY) as socket:
         await heard_bytes(socket)
-        await socket.send(pack_openpi(LIBERO))
+        await socket.send(openpi_wire.pack(LIBERO))
         await heard_bytes(socket)
         assert api.gateway.requests[0].robot_id == "arm-7" or "robot_id" not in path
 
@@ -86,7 +90,7 @@ async def test_openpis_errors_are_a_text_frame_and_the_end() -> None:
     api.gateway.answer = unsafe
     async with serving(api) as it, it.connect("/", additional=API_KEY) as socket:
         await heard_bytes(socket)
-        await socket.send(pack_openpi(LIBERO))
+        await socket.send(openpi_wire.pack(LIBERO))
         text = await socket.recv()
         assert isinstance(text, str)
         assert text.startswith("unsafe_action (422): actions[0].dx")
@@ -97,17 +101,17 @@ async def test_a_refusal_is_held_over_where_the_url_says_so() -> None:
     api = Api()
     async with serving(api) as it, it.connect("/?on_refusal=hold", additional=API_KEY) as socket:
         await heard_bytes(socket)
-        await socket.send(pack_openpi(LIBERO))
+        await socket.send(openpi_wire.pack(LIBERO))
         await heard_bytes(socket)
         episode = api.gateway.requests[0].episode_id
         api.gateway.answer = unsafe
-        await socket.send(pack_openpi(LIBERO))
+        await socket.send(openpi_wire.pack(LIBERO))
         held = unpack(await heard_bytes(socket))
         # No motion, and the gripper stays as it was told last.
         assert held["actions"].tolist() == [[0.0, 0.0, 1.0]] * 4
         assert held["vlastream"]["held"]
         # What comes after a refusal is not judged against what came before it.
-        await socket.send(pack_openpi(LIBERO))
+        await socket.send(openpi_wire.pack(LIBERO))
         await heard_bytes(socket)
         assert api.gateway.requests[-1].episode_id != episode
 
@@ -115,7 +119,7 @@ async def test_a_refusal_is_held_over_where_the_url_says_so() -> None:
 async def test_what_the_caller_must_mend_is_never_held_over() -> None:
     async with serving(Api()) as it, it.connect("/?on_refusal=hold", additional=API_KEY) as socket:
         await heard_bytes(socket)
-        await socket.send(pack_openpi({"prompt": INSTRUCTION}))
+        await socket.send(openpi_wire.pack({"prompt": INSTRUCTION}))
         assert str(await socket.recv()).startswith("invalid_image (422)")
 
 
@@ -196,6 +200,34 @@ async def test_openvlas_clients_get_the_first_action_alone() -> None:
     doubled = await act(api, {"encoded": json.dumps(act_body())})
     assert from_json(json.loads(doubled.json())).shape == (3,)
     assert [request.step for request in api.gateway.requests] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("card", "wanted", "status"),
+    [
+        ({}, "anything", 200),
+        ({"policy_config": {"unnorm_key": "bridge_orig"}}, "bridge_orig", 200),
+        ({"policy_config": {"unnorm_key": "bridge_orig"}}, None, 200),
+        ({"policy_config": {"unnorm_key": "bridge_orig"}}, "fractal", 422),
+        ({"pairings": {"test_arm": {"unnorm_key": "fractal"}}}, "fractal", 200),
+        ({"pairings": {"test_arm": {"unnorm_key": "fractal"}}}, "bridge_orig", 422),
+        ({"pairings": {"test_arm": {"unnorm_key": "fractal"}}}, 7, 422),
+    ],
+)
+def test_openvlas_statistics_are_those_of_the_card_or_of_its_pairing(
+    card: dict[str, Any], wanted: object, status: int
+) -> None:
+    content = act_body() if wanted is None else act_body(unnorm_key=wanted)
+    if status == 200:
+        _check_pairing(content, model(**card))
+        # It is no part of an observation.
+        assert "unnorm_key" not in content
+        return
+    with pytest.raises(Problem) as refused:
+        _check_pairing(content, model(**card))
+    assert (refused.value.status, refused.value.code) == (422, Code.EMBODIMENT_MISMATCH)
+    named = [name for name in ("bridge_orig", "fractal") if name in str(card)]
+    assert named[0] in refused.value.detail, "the caller is told which there are"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +346,7 @@ _arrays = hnp.arrays(
 @settings(deadline=None)
 def test_arrays_survive_every_codec(array: Any) -> None:
     for found in (
-        unpack(pack_openpi({"a": array}))["a"],
+        unpack(openpi_wire.pack({"a": array}))["a"],
         unpack(pack_vla_eval({"a": array}))["a"],
         from_json(json.loads(json.dumps(to_json(array)))),
     ):
@@ -374,7 +406,7 @@ async def test_a_peer_that_waits_is_answered_before_the_server_ends_and_an_idle_
         busy, idle = await it.connect("/", additional=API_KEY), await it.connect("/", additional=API_KEY)
         for socket in (busy, idle):
             await heard_bytes(socket)
-        await busy.send(pack_openpi(LIBERO))
+        await busy.send(openpi_wire.pack(LIBERO))
         await asyncio.wait_for(api.gateway.was_asked.wait(), 20)
         await it.stop()
         assert await closed_with(idle) == 1012

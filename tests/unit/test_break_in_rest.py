@@ -19,6 +19,7 @@ from schemas.codes import Code
 from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, EPISODES, FEEDBACK
 from tests.unit.api_case import CUSTOMER, KEY, body
 from tests.unit.break_in_case import (
+    ADDRESSES,
     LOOT,
     NOBODYS,
     PAYLOADS,
@@ -108,6 +109,24 @@ async def test_a_list_shows_nothing_of_others(path: str) -> None:
     assert answer.status_code == 200, answer.text
     assert LOOT not in answer.text
     assert VICTIM not in answer.text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["robot_type=dog", "min_success_rate=0.9", "since=2026-11-22T00:00:00Z", "until=2026-11-18T00:00:00Z"],
+)
+async def test_a_filter_of_a_search_tells_nothing_of_others_who_said_the_same(asked: str) -> None:
+    api = standing()
+    answer = await send(api, "GET", f"/v1/search/instructions?q=pick+it+up&{asked}")
+    assert answer.status_code == 200, answer.text
+    assert LOOT not in answer.text
+    assert api.reader.asked
+    for statement in api.reader.asked:
+        _, _, conditions = text_of(statement).partition("WHERE")
+        conditions, _, _ = conditions.partition("ORDER BY")
+        # These sum over all customers who used the same words.
+        for figure in ("success_rate", "common_robots", "first_seen", "last_seen"):
+            assert figure not in conditions
 
 
 def test_every_route_that_takes_an_id_is_among_the_attempts() -> None:
@@ -284,7 +303,7 @@ async def test_a_body_beyond_its_limit_is_refused(path: str, announced: bool) ->
     assert api.gateway.asked == []
 
 
-@pytest.mark.parametrize("data", ["file:///etc/passwd", "http://169.254.169.254/", "s3://elsewhere/x", "//127.0.0.1/"])
+@pytest.mark.parametrize("data", ADDRESSES)
 async def test_an_address_in_place_of_an_image_is_no_image(data: str) -> None:
     api = standing()
     for image in ({"camera": "base", "data": data}, {"camera": "base", "claim": {"uri": data}}, {"uri": data}):

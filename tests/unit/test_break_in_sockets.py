@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket as sockets
 from typing import Any
 
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from ingest_api.peers.arrays import pack_openpi
+from gpu_consumers.jobs import decode_image
+from runtime.errors import Reject
+from schemas import openpi_wire
+from schemas.messages import Claim, Image, ImageEncoding
 from schemas.scopes import Scope
+from tests.gate_bench import GateBench, request
 from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, key_record
-from tests.unit.break_in_case import PAYLOADS, VICTIM, VICTIM_KEY, settings_with, standing, token_for
+from tests.unit.break_in_case import ADDRESSES, PAYLOADS, VICTIM, VICTIM_KEY, settings_with, standing, token_for
 from tests.unit.test_break_in_keys import FORGERIES
-from tests.unit.websocket_case import closed_with, heard, infer, serving
+from tests.unit.websocket_case import closed_with, heard, heard_bytes, infer, serving
 
 DOORS = ("/v1/stream", "/", "/v1/openpi", "/v1/vla-eval")
 
@@ -92,6 +97,39 @@ async def test_injected_text_in_a_frame_is_answered_in_one_frame_and_makes_no_la
         assert not any(payload[:40] in exposition for payload in PAYLOADS)
 
 
+@pytest.mark.parametrize("uri", ADDRESSES)
+async def test_an_address_in_a_frame_is_no_image_either(uri: str) -> None:
+    async with serving(two()) as it, it.connect() as socket:
+        await heard(socket)
+        for image in ({"camera": "base", "data": uri}, {"camera": "base", "claim": {"uri": uri}}, {"uri": uri}):
+            await socket.send(json.dumps(infer(images=[image])))
+            assert (await heard(socket))["problem"]["status"] == 400
+        assert it.api.gateway.asked == []
+
+
+async def test_nothing_comes_to_an_address_that_a_request_names() -> None:
+    knocked: list[object] = []
+    with sockets.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/image.jpg"
+        claim = Image(camera="base", encoding=ImageEncoding.IMAGE_ENCODING_JPEG, claim=Claim(uri=address, bytes=1000))
+        bench = GateBench()
+        async with serving(two()) as it, it.connect() as session:
+            await heard(session)
+            # A frame of protobuf can say it; the way through is the gate's, which refuses it.
+            await session.send(request(images=[claim]).SerializeToString())
+            await heard_bytes(session)
+            bench.ask(it.api.gateway.requests[0])
+            await bench.step()
+        (outcome,) = bench.outcomes()
+        assert [violation.reason for violation in outcome.rejection.violations] == ["claim_unsupported"]
+        with pytest.raises(Reject, match="no claims"):
+            decode_image(claim)
+        with contextlib.suppress(BlockingIOError):
+            knocked.append(listener.accept())
+    assert knocked == []
+
+
 async def test_a_frame_that_is_too_large_or_a_bomb_ends_the_connection() -> None:
     api = Api(settings=settings_with(stream_max_frame_bytes=100_000))
     async with serving(api) as it:
@@ -107,7 +145,7 @@ async def test_a_frame_that_is_too_large_or_a_bomb_ends_the_connection() -> None
 @pytest.mark.parametrize("content", [{"__ndarray__": True, b"data": b"x"}, {"prompt": "../../etc/passwd"}, [[]] * 1000])
 async def test_what_a_peer_packs_is_data_and_never_code(content: Any) -> None:
     pickled = b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."
-    for frame in (pack_openpi(content), pickled):
+    for frame in (openpi_wire.pack(content), pickled):
         async with serving(two()) as it, it.connect("/") as socket:
             await socket.recv()
             await socket.send(frame)

@@ -17,8 +17,8 @@ from schemas.messages import Consent
 from schemas.topics import EMBEDDINGS, FEEDBACK, OUTCOMES
 from sinks.arrow_schemas import SCHEMAS
 from sinks.data_store import DataRow
-from sinks.flow import Skip
 from sinks.postgres import OutcomeRows
+from sinks.store import Skip
 from tests import factories as f
 from tests.lake_case import LakeFolder, actions
 from tests.sink_case import consents, postgres_decoder

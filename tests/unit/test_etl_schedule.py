@@ -7,8 +7,8 @@ from datetime import UTC, date, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.instructions import instruction_hash, normalised
 from sinks.etl.schedule import MOST_DAYS, days_due, is_due
-from sinks.instructions import instruction_hash, normalised
 
 DAYS = st.dates(date(2026, 1, 1), date(2026, 12, 31))
 

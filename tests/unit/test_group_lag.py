@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.group_lag import GroupLag, Lag, behind, watched_groups
+from runtime.group_lag import GroupLag, Lag, TimeSearch, behind, watched_groups
 from runtime.metrics import Metrics
 from schemas.topics import EMBEDDER_GROUP, GATE_APP, PARQUET_GROUP, POSTGRES_GROUP, REQUESTS, RESULTS
 from tests.cards import cards
@@ -62,3 +62,25 @@ def test_while_the_broker_is_away_the_last_look_stays_and_grows_old() -> None:
     lag.look()
     assert lag.age_s == 7
     assert lag.of(GATE_APP) == Lag(records=0, oldest_age_s=0.0, rate_per_s=None)
+
+
+@given(
+    times=st.lists(st.integers(1, 10**9), min_size=1, max_size=50).map(sorted),
+    place=st.integers(0, 49),
+    first=st.integers(0, 1000),
+    ahead_ms=st.integers(-(10**6), 10**9),
+)
+def test_the_age_of_a_record_is_found_by_asking_for_offsets_at_times(
+    times: list[int], place: int, first: int, ahead_ms: int
+) -> None:
+    place, now_ms = min(place, len(times) - 1), max(times[-1] + ahead_ms, 1)
+    search = TimeSearch(first + place, now_ms)
+    for _ in range(60):
+        if search.found_ms is not None:
+            break
+        asked_ms = search.ask_ms
+        found = next((number for number, at_ms in enumerate(times) if at_ms >= asked_ms), None)
+        search.told(*((-1, -1) if found is None else (first + found, times[found])))
+    assert search.found_ms is not None, "it goes on for ever"
+    age_ms, told_ms = max(now_ms - times[place], 0), max(now_ms - search.found_ms, 0)
+    assert 0 <= told_ms - age_ms <= max(10, age_ms / 50)

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from gpu_consumers.conversions import conversions_of
-from gpu_consumers.openpi_client import ServerError, pack, unpack
+from gpu_consumers.openpi_client import ServerError
 from gpu_consumers.pipeline import Worker
 from gpu_consumers.policies.contract import Observation, Policy, PolicyError, RemotePolicy
 from gpu_consumers.policies.openpi_remote import OpenpiRemotePolicy
@@ -20,6 +20,7 @@ from runtime.errors import Fatal, Retry
 from runtime.settings import Settings
 from schemas.cards import ModelCard
 from schemas.messages import WorkerHeartbeat
+from schemas.openpi_wire import pack, unpack
 from schemas.topics import WORKERS
 from tests.cards import cards, model
 from tests.openpi_server import OpenpiServer, chunk_of, openpi_server

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from runtime.errors import Fatal
 from schemas.codes import Code
 from schemas.headers import Source
 from schemas.messages import ActionMatrix, Image, InferenceRequest, ReplyAddress, RequestRecord
@@ -68,6 +71,24 @@ def log_of(store: dict[bytes, bytes] | None = None, dedup_window_ms: int = WINDO
     table = RequestTable({} if store is None else store, dedup_window_ms)
     table.restore({0})
     return Log(table)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(b"\xff\xfe", b"x"), (b"somebody", b"\xff\xff"), (b"somebody", b""), (b"\xff", b"")],
+)
+def test_what_no_gate_wrote_into_the_changelog_is_named_with_what_to_do(key: bytes, value: bytes) -> None:
+    store: dict[bytes, bytes] = {}
+    log = log_of(store)
+    log.remember(log.append())
+    store[key] = value
+    with pytest.raises(Fatal, match=f"vla-gate-requests-changelog .*{key.hex()}.*GateChangelogDamaged in docs/runbook"):
+        log.table.restore({0})
+    assert "\n## GateChangelogDamaged" in (Path(__file__).resolve().parents[2] / "docs" / "runbook.md").read_text()
+    # A tombstone for that key mends it.
+    del store[key]
+    log.table.restore({0})
+    assert len(log.table) == 1
 
 
 def test_the_same_source_record_is_a_redelivery() -> None:

@@ -15,8 +15,9 @@ from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.testing import InMemoryBroker, InMemoryConsumer
 from schemas.topics import dead_letter_topic
-from sinks.flow import Fenced, Flow, Skip
+from sinks.flow import Flow
 from sinks.marks import Batch, Entry, Limits, Mark, Partition
+from sinks.store import Fenced, Skip
 
 TOPIC = "t"
 NAME = "sink-test"

@@ -8,8 +8,8 @@ from runtime.errors import Poison
 from schemas import headers as h
 from schemas.messages import Claim, Image, ImageEncoding
 from sinks.arrow_schemas import SCHEMAS
-from sinks.flow import Skip
 from sinks.lake_rows import observation_entry, outcome_entry
+from sinks.store import Skip
 from tests import factories as f
 
 

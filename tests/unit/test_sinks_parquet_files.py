@@ -15,13 +15,13 @@ from runtime.kafka import Record
 from runtime.metrics import Metrics
 from schemas.topics import OUTCOMES, accepted_topic
 from sinks.arrow_schemas import SCHEMAS
-from sinks.flow import Fenced
 from sinks.lake_rows import observation_entry, outcome_entry
 from sinks.marks import Buffer, Limits, Mark, Partition
 from sinks.parquet import ParquetStore
 from sinks.parquet_files import file_key, newest_file, read_column, read_mark, start_of
 from sinks.rows import Row
 from sinks.storage import FolderStorage, StoredFile
+from sinks.store import Fenced
 from tests import factories as f
 from tests.sink_case import parquet_decoder, protection
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 
-#: Cosine above which two instructions count as the same.
-SIMILAR_FROM = 0.95
 _PUNCTUATION = re.compile(r"[^\w\s]", re.UNICODE)
 
 
