@@ -94,9 +94,10 @@ def _panel(figure: Figure, panel: Shown, height: float, span_s: tuple[float, flo
     if not panel.lines:
         frame.text(0.5, 0.45, "No data", transform=frame.transAxes, ha="center", va="center", color=_FAINT, fontsize=11)
     elif panel.kind == "timeseries":
-        inner = figure.add_axes(
-            (left + width * 0.13, bottom + tall * 0.31, width * 0.84, tall * 0.54), facecolor=_PANEL
-        )
+        # Room for the legend and the times.
+        low = 0.12 + 0.065 * math.ceil(min(len(panel.lines), _MOST_NAMED) / _NAMED_A_ROW)
+        place = (left + width * 0.13, bottom + tall * low, width * 0.84, tall * (0.85 - low))
+        inner = figure.add_axes(place, facecolor=_PANEL)
         _lines(inner, frame, panel, span_s)
     else:
         _numbers(frame, panel)

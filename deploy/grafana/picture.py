@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.grafana.picture", description=__doc__.split("\n\n")[0])
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", help="where it answers")
     parser.add_argument("--dashboard", type=Path, default=_HERE / "dashboards" / "operations.json")
-    parser.add_argument("--minutes", type=float, default=10.0, help="up to now")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how much of the past")
+    parser.add_argument("--until", type=datetime.fromisoformat, help="2026-11-25T12:00:00+00:00  [default: now]")
     parser.add_argument("--out", type=Path, default=_OUT)
     options = parser.parse_args(arguments)
     document = json.loads(options.dashboard.read_text())
-    now_s = time.time()
+    end_s = options.until.timestamp() if options.until else time.time()
     try:
-        shown = collect(document, Prometheus(options.prometheus), now_s - options.minutes * 60, now_s)
+        shown = collect(document, Prometheus(options.prometheus), end_s - options.minutes * 60, end_s)
     except Unanswered as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{document['title']} - drawn from the dashboard's own queries by deploy/grafana/picture.py; "
         "Grafana itself was not run"
     )
-    drawing.draw(shown, caption, options.out, (now_s - options.minutes * 60, now_s))
+    drawing.draw(shown, caption, options.out, (end_s - options.minutes * 60, end_s))
     with Image.open(options.out) as picture:
         picture.convert("RGB").quantize(_COLOURS).save(options.out, optimize=True)
     empty = [one.title for one in shown if not one.lines]

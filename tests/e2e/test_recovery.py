@@ -96,6 +96,8 @@ def test_a_deleted_database_comes_back_from_the_log_and_a_restored_backup_is_bro
     customer.wait(lambda: bool(_rows_of(stack, later)), "the row did not come")
     told = run(stack, "backup", "restore", "--yes", str(folder))
     assert "drop it when you are content" in told
+    assert "models: 0 files put in place" in told
+    assert "0 differ and were left" in told
     assert _rows_of(stack, later), "what came after the backup is read from the log"
     restored = contents(stack, customer_id)
     assert set(before["inference_log"]) < set(restored["inference_log"])
