@@ -33,6 +33,8 @@ from ingest_api import (
 )
 from ingest_api.admission import Admission
 from ingest_api.consent import ConsentBody
+from ingest_api.console.routes import ConsoleServices
+from ingest_api.console.routes import install as install_console
 from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
 from ingest_api.customer_admin import CustomerAdmin
@@ -135,6 +137,7 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     app.include_router(_operation(services))
     if settings.enable_prometheus:
         app.include_router(_metrics(services, scraper))
+    install_console(app, settings, _console(services))
     app.openapi = partial(_document, app)  # type: ignore[method-assign]
     return app
 
@@ -268,7 +271,8 @@ def _operation(services: Services) -> APIRouter:
             "stop and resume": "/v1/control", "episodes": "/v1/episodes", "feedback": "/v1/feedback",
             "search": "/v1/search/instructions", "keys": "/v1/keys", "usage": "/v1/usage", "audit": "/v1/audit",
              "analytics": "/v1/analytics/usage",
-            "health": "/health", "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
+            "console": "/console", "health": "/health",
+            "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
         }  # fmt: skip
         return {"name": TITLE, "version": _version(), "links": paths}
 
@@ -288,6 +292,16 @@ def _operation(services: Services) -> APIRouter:
         return _json(body, status)
 
     return router
+
+
+def _console(services: Services) -> ConsoleServices:
+    return ConsoleServices(
+        keys=services.keys,
+        reader=services.reader,
+        cards=services.cards,
+        workers=services.workers,
+        group_lag=services.group_lag,
+    )
 
 
 def _metrics(services: Services, scraper: httpx.AsyncClient) -> APIRouter:

@@ -1,0 +1,21 @@
+"""What the console's navigation lists, in its order: one line a section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingest_api.console.session import ROOT
+from schemas.scopes import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """name: of the page in code and templates. scope: what a key needs to open it."""
+
+    name: str
+    path: str
+    title: str
+    scope: Scope
+
+
+SECTIONS = (Section("fleet", ROOT, "Fleet", Scope.READ),)
