@@ -33,6 +33,7 @@ from ingest_api import (
 )
 from ingest_api.admission import Admission
 from ingest_api.consent import ConsentBody
+from ingest_api.console.log_frames import LogPort
 from ingest_api.console.routes import ConsoleServices
 from ingest_api.console.routes import install as install_console
 from ingest_api.control import ControlRoute
@@ -63,6 +64,7 @@ from ingest_api.stream.route import StreamRoute
 from ingest_api.stream.route import build_router as build_stream_router
 from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
+from runtime.control import StopList
 from runtime.embodiments import RobotTypes
 from runtime.group_lag import GroupLag
 from runtime.metrics import CONTENT_TYPE, Metrics
@@ -106,6 +108,10 @@ class Services:
     topics: list[Topic]
     federate_targets: Callable[[], list[Target]]
     group_lag: GroupLag
+    #: Of the console: which stops hold, whether all of them are known yet, and single records of the log.
+    stops: StopList
+    stops_known: Callable[[], bool]
+    log: LogPort
     tracing: Tracing = field(default_factory=NoTracing)
 
 
@@ -301,6 +307,11 @@ def _console(services: Services) -> ConsoleServices:
         cards=services.cards,
         workers=services.workers,
         group_lag=services.group_lag,
+        robots=services.robots,
+        publisher=services.publisher,
+        stops=services.stops,
+        stops_known=services.stops_known,
+        log=services.log,
     )
 
 

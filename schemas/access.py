@@ -46,6 +46,8 @@ _ACCEPTED = f"vla.accepted.{EACH_DEPLOYMENT}.v1"
 _FLEET_USER_PREFIX = "fleet."
 #: May do everything: set-up, operators' commands. No role runs as it.
 ADMIN_USER = "admin"
+#: Reads single records of the log for the console's pages.
+CONSOLE_USER = "console"
 
 
 class Operation(StrEnum):
@@ -89,10 +91,12 @@ _SINK_READS = (OUTCOMES, FEEDBACK, EPISODES, _FLEET_EPISODES)
 ROLES = (
     RoleAccess(
         "api",
-        reads=(REPLIES, WORKERS, CONSENT, EMBODIMENTS, TRAFFIC),
+        reads=(REPLIES, WORKERS, CONSENT, CONTROL, EMBODIMENTS, TRAFFIC),
         # Its own replies: at start it proves the way there and back.
         writes=(REQUESTS, REPLIES, EPISODES, FEEDBACK, CONSENT, EMBODIMENTS, CONTROL, QUERIES, CUSTOMERS, AUDIT),
     ),
+    # Second user of the API's processes: what people look at in the console is not within the robots' path's reach.
+    RoleAccess(CONSOLE_USER, reads=(REQUESTS, _FLEET_REQUESTS, OUTCOMES)),
     RoleAccess(
         "gate",
         reads=(

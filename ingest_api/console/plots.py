@@ -33,6 +33,14 @@ class Curve:
     def known(self) -> list[float]:
         return [value for value in self.values if value is not None]
 
+    @property
+    def lowest(self) -> float | None:
+        return min(self.known, default=None)
+
+    @property
+    def highest(self) -> float | None:
+        return max(self.known, default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

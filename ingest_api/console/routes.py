@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI
 
 from ingest_api.console.assets import Assets
+from ingest_api.console.control import ControlPage
 from ingest_api.console.fleet import FleetPage
 from ingest_api.console.frame import Frame
+from ingest_api.console.log_frames import LogPort
 from ingest_api.console.login import LoginPage
+from ingest_api.console.requests import RequestPages
 from ingest_api.console.session import ROOT, Doorkeeper
+from ingest_api.control import ControlRoute
 from ingest_api.keys import KeyRing
 from ingest_api.reading import Reader
+from runtime.control import StopList
+from runtime.embodiments import RobotTypes
 from runtime.group_lag import GroupLag
+from runtime.publisher import PublisherPort
 from runtime.settings import Settings
 from runtime.workers import LiveWorkers
 from schemas.cards import CardSet
@@ -28,6 +36,11 @@ class ConsoleServices:
     cards: CardSet
     workers: LiveWorkers
     group_lag: GroupLag
+    robots: RobotTypes
+    publisher: PublisherPort
+    stops: StopList
+    stops_known: Callable[[], bool]
+    log: LogPort
 
 
 def install(app: FastAPI, settings: Settings, services: ConsoleServices) -> None:
@@ -43,5 +56,14 @@ def install(app: FastAPI, settings: Settings, services: ConsoleServices) -> None
     FleetPage(
         frame, reader=services.reader, cards=services.cards, workers=services.workers, group_lag=services.group_lag
     )
+    RequestPages(
+        frame,
+        reader=services.reader,
+        robots=services.robots,
+        log=services.log,
+        kept_days=settings.kafka_retention_days,
+    )
+    route = ControlRoute(cards=services.cards, keys=services.keys, publisher=services.publisher)
+    ControlPage(frame, route=route, cards=services.cards, stops=services.stops, stops_known=services.stops_known)
     app.mount(f"{ROOT}/static", Assets(), name="console files")
     app.include_router(router)

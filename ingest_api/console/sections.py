@@ -18,4 +18,8 @@ class Section:
     scope: Scope
 
 
-SECTIONS = (Section("fleet", ROOT, "Fleet", Scope.READ),)
+SECTIONS = (
+    Section("fleet", ROOT, "Fleet", Scope.READ),
+    Section("requests", f"{ROOT}/requests", "Requests", Scope.READ),
+    Section("control", f"{ROOT}/control", "Stop and resume", Scope.CONTROL),
+)

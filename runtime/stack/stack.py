@@ -255,7 +255,8 @@ class Stack:
             return {}
         if user not in self._security.users:
             return {"S3_CA_BUNDLE": str(self._security.certificates.ca)}
-        return {name.upper(): value for name, value in self._security.kafka_settings(user).items()}
+        settings = self._security.kafka_settings(user) | self._security.second_user(user)
+        return {name.upper(): value for name, value in settings.items()}
 
     def _write_stack_file(self) -> None:
         if self._stop.is_set() or not self._role_processes:

@@ -1,0 +1,96 @@
+"""Writes the pictures of docs/console: `python -m tests.e2e.console_screenshots`, beside a stack that runs here.
+
+Sends the requests of some robots of the tabletop first, so that the pages have something to show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import Browser, Page
+
+from runtime.settings import DEFAULT_STACK_FILE
+from tests.e2e.console_browser import DESKTOP, PHONE, ConsolePage, launched
+from tests.e2e.running_stack import observation
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "console"
+ROBOTS = 6
+
+
+def send(api: str, key: str, robots: int, duration_s: float) -> None:
+    """Robots ask again and again; now and then one asks for something that is refused."""
+    end = time.monotonic() + duration_s
+    headers = {"authorization": f"Bearer {key}"}
+
+    def robot(number: int) -> None:
+        step = 0
+        while time.monotonic() < end:
+            changes = {"robot_id": f"arm-{number}", "episode_id": f"shift-{number}", "step": step}
+            if step % 9 == 5 and number % 2:
+                changes["instruction"] = "reach"
+            body = observation(int(time.time() * 1000) % 10_000_000 + number, **changes)
+            httpx.post(f"{api}/v1/inference", json=body, headers=headers, timeout=60)
+            step += 1
+            time.sleep(0.3 + 0.2 * number)
+
+    threads = [threading.Thread(target=robot, args=(number,)) for number in range(robots)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def newest(api: str, key: str) -> str:
+    answer = httpx.get(f"{api}/v1/inferences?status=success&limit=1", headers={"authorization": f"Bearer {key}"})
+    row_id = answer.json()["inferences"][0]["id"]
+    return f"/console/requests/{row_id}"
+
+
+def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) -> None:
+    pages = {"fleet": "/console?live=off", "requests": "/console/requests?live=off", "request": newest(api, key)}
+    pages |= {"control": "/console/control"}
+    suffix = "-dark" if scheme == "dark" else ""
+    for device, size in (("", DESKTOP), ("-phone", PHONE)):
+        context = browser.new_context(
+            viewport={"width": size["width"], "height": size["height"]},
+            color_scheme="dark" if scheme == "dark" else "light",
+        )
+        context.set_default_timeout(60_000)
+        console = ConsolePage(context.new_page(), api)
+        console.open("/console/login")
+        _picture(console.page, folder / f"login{device}{suffix}.png")
+        console.log_in(key)
+        for name, path in pages.items():
+            console.open(path)
+            if name == "request":
+                console.page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+            _picture(console.page, folder / f"{name}{device}{suffix}.png")
+        context.close()
+
+
+def _picture(page: Page, file: Path) -> None:
+    page.screenshot(path=file, full_page=page.viewport_size is not None and page.viewport_size["width"] > 500)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stack", type=Path, default=DEFAULT_STACK_FILE)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--seconds", type=float, default=60, help="for how long robots ask first")
+    parser.add_argument("--scheme", choices=["light", "dark"], default="light")
+    arguments = parser.parse_args()
+    stack = json.loads(arguments.stack.read_text())
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.seconds > 0:
+        send(stack["api"], stack["api_key"], ROBOTS, arguments.seconds)
+    with launched() as browser:
+        pictures(browser, stack["api"], stack["api_key"], arguments.out, arguments.scheme)
+
+
+if __name__ == "__main__":
+    main()
