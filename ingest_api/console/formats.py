@@ -72,7 +72,13 @@ def capitalize_first(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".")
 
 
+def short(text: str) -> str:
+    """An id of a customer as it fits into a line: a UUID by its beginning."""
+    return f"{text[:8]}\N{HORIZONTAL ELLIPSIS}" if len(text) > 24 else text
+
+
 FILTERS = {
+    "short": short,
     "capitalize_first": capitalize_first,
     "ms": milliseconds,
     "s": seconds,

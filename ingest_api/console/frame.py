@@ -18,6 +18,7 @@ from ingest_api.console.sections import SECTIONS, Section
 from ingest_api.console.session import ROOT, Doorkeeper, SessionEnded, Viewer, check_form, read_form
 from ingest_api.problems import Problem, problem_of
 from runtime.errors import VlastreamError
+from schemas.codes import Code
 from schemas.scopes import Scope
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,16 @@ class Frame:
                 return self._refusal(request, None, error)
 
         self._router.add_api_route(path, guarded, methods=[method], include_in_schema=False)
+
+    def has_nothing_else(self) -> None:
+        """Called last: every other path of the console is a page that says so."""
+
+        async def nowhere(request: Request) -> Response:
+            if request.url.path == f"{ROOT}/":
+                return self.see_other(ROOT)
+            raise Problem(Code.NOT_FOUND, "there is no such page in the console")
+
+        self.is_open(f"{ROOT}/{{path:path}}", nowhere, "GET")
 
     def respond(
         self,

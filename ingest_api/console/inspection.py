@@ -61,12 +61,16 @@ def inspected(row: Row, outcome: Outcome | None, card: EmbodimentCard | None) ->
     names, units = _dims(values, outcome, card)
     limits = _limits(names, card)
     columns = list(zip(*values, strict=True)) if values else []
+    spans: dict[str, list[float]] = {}
+    for unit, column in zip(units, columns, strict=True):
+        spans.setdefault(unit, []).extend(column)
     return Inspection(
         total_ms=total_ms,
         stages=bar(stages),
         stages_whole=outcome is not None,
         curves=[
-            curve(name, unit, column, limits=limit)
+            # Dimensions of one unit have one scale, so that what hardly moves looks as if it hardly moved.
+            curve(name, unit, column, limits=limit, span=spans[unit])
             for name, unit, column, limit in zip(names, units, columns, limits, strict=True)
         ],
         rows=values,

@@ -61,16 +61,19 @@ def curve(
     width: float = 240,
     height: float = 80,
     from_zero: bool = False,
+    span: Sequence[float] = (),
     limits: Sequence[float | None] = (),
 ) -> Curve:
     """A line through values, scaled to what they span. A value that is not finite is a gap.
 
-    from_zero: the plot's bottom is 0. limits: drawn where they are within the plot, which they do not widen.
+    from_zero: the plot's bottom is 0. span: values that the plot makes room for besides its own. limits: drawn where
+    they are within the plot, which they do not widen.
     """
     known = [value if value is not None and math.isfinite(value) else None for value in values]
     finite = [value for value in known if value is not None]
-    low = min(finite, default=0.0)
-    high = max(finite, default=1.0)
+    room = [*finite, *(value for value in span if math.isfinite(value))]
+    low = min(room, default=0.0)
+    high = max(room, default=1.0)
     if from_zero:
         low = min(low, 0.0)
     if high - low < 1e-9 * max(abs(high), abs(low), 1e-9):

@@ -65,5 +65,6 @@ def install(app: FastAPI, settings: Settings, services: ConsoleServices) -> None
     )
     route = ControlRoute(cards=services.cards, keys=services.keys, publisher=services.publisher)
     ControlPage(frame, route=route, cards=services.cards, stops=services.stops, stops_known=services.stops_known)
+    frame.has_nothing_else()
     app.mount(f"{ROOT}/static", Assets(), name="console files")
     app.include_router(router)

@@ -6,12 +6,14 @@ Sends the requests of some robots of the tabletop first, so that the pages have 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import threading
 import time
 from pathlib import Path
 
 import httpx
+import PIL.Image
 from playwright.sync_api import Browser, Page
 
 from runtime.settings import DEFAULT_STACK_FILE
@@ -52,7 +54,7 @@ def newest(api: str, key: str) -> str:
 
 
 def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) -> None:
-    pages = {"fleet": "/console?live=off", "requests": "/console/requests?live=off", "request": newest(api, key)}
+    pages = {"fleet": "/console", "requests": "/console/requests", "request": newest(api, key)}
     pages |= {"control": "/console/control"}
     suffix = "-dark" if scheme == "dark" else ""
     for device, size in (("", DESKTOP), ("-phone", PHONE)):
@@ -74,7 +76,10 @@ def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) ->
 
 
 def _picture(page: Page, file: Path) -> None:
-    page.screenshot(path=file, full_page=page.viewport_size is not None and page.viewport_size["width"] > 500)
+    """A PNG of 256 colours: a page has few. Long lists are cut at the window's end."""
+    whole = page.viewport_size == DESKTOP and "requests" not in file.stem
+    picture = PIL.Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+    picture.quantize(256, method=PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE).save(file, optimize=True)
 
 
 def main() -> None:
