@@ -46,7 +46,7 @@ _ACCEPTED = f"vla.accepted.{EACH_DEPLOYMENT}.v1"
 _FLEET_USER_PREFIX = "fleet."
 #: May do everything: set-up, operators' commands. No role runs as it.
 ADMIN_USER = "admin"
-#: Reads single records of the log for the console's pages.
+#: Reads single records of the log and the dead letters for the console's pages, and sends letters again.
 CONSOLE_USER = "console"
 
 
@@ -87,6 +87,9 @@ def _letters(*topics: str) -> tuple[str, ...]:
 
 _SINK_READS = (OUTCOMES, FEEDBACK, EPISODES, _FLEET_EPISODES)
 
+#: Topics in which a record may die, so that a letter of theirs may be sent again.
+_MAY_DIE = (REQUESTS, _FLEET_REQUESTS, RESULTS, _ACCEPTED, *_SINK_READS, EMBEDDINGS, CONSENT, CONTROL, AUDIT)
+
 #: In the order of the flow. `etl` and `export` have no user: they read the lake and Postgres, not Kafka.
 ROLES = (
     RoleAccess(
@@ -96,7 +99,8 @@ ROLES = (
         writes=(REQUESTS, REPLIES, EPISODES, FEEDBACK, CONSENT, EMBODIMENTS, CONTROL, QUERIES, CUSTOMERS, AUDIT),
     ),
     # Second user of the API's processes: what people look at in the console is not within the robots' path's reach.
-    RoleAccess(CONSOLE_USER, reads=(REQUESTS, _FLEET_REQUESTS, OUTCOMES)),
+    # Operators read dead letters there and send them again, each back to the topic that it died in.
+    RoleAccess(CONSOLE_USER, reads=(REQUESTS, _FLEET_REQUESTS, OUTCOMES, *_letters(*_MAY_DIE)), writes=_MAY_DIE),
     RoleAccess(
         "gate",
         reads=(
