@@ -33,6 +33,7 @@ from ingest_api import (
 )
 from ingest_api.admission import Admission
 from ingest_api.consent import ConsentBody
+from ingest_api.console.letter_desk import LetterPort
 from ingest_api.console.log_frames import LogPort
 from ingest_api.console.routes import ConsoleServices
 from ingest_api.console.routes import install as install_console
@@ -112,6 +113,7 @@ class Services:
     stops: StopList
     stops_known: Callable[[], bool]
     log: LogPort
+    letters: LetterPort
     tracing: Tracing = field(default_factory=NoTracing)
 
 
@@ -312,6 +314,11 @@ def _console(services: Services) -> ConsoleServices:
         stops=services.stops,
         stops_known=services.stops_known,
         log=services.log,
+        letters=services.letters,
+        embedder=services.embedder,
+        key_admin=services.key_admin,
+        consents=services.consents,
+        topics=services.topics,
     )
 
 

@@ -18,7 +18,8 @@ import uvloop
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from ingest_api.app import Services, create_app
-from ingest_api.console.log_frames import Log
+from ingest_api.console.letter_desk import LetterDesk
+from ingest_api.console.log_frames import Log, console_settings
 from ingest_api.gateway import KafkaGateway
 from ingest_api.health import Dependency, Health
 from ingest_api.history import PostgresHistory
@@ -183,6 +184,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         stops=stops,
         stops_known=lambda: stop_view.ready,
         log=console_log,
+        letters=LetterDesk(console_settings(settings)),
         tracing=tracing,
     )
     way = _Way(gateway=gateway, views=[*views, stop_view], producer=producer)

@@ -21,6 +21,10 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "content-disposition": "inline",
 }
+_BLANK = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 160 120"><rect width="160" height="120" fill="#8a94a0"/>'
+    '<path d="M60 40h40v40H60z M60 40l40 40 M100 40l-40 40" fill="none" stroke="#fff" stroke-width="2"/></svg>'
+)
 
 
 def cameras(request: InferenceRequest) -> list[str]:
@@ -54,3 +58,8 @@ def _rgb8(image: Image) -> tuple[bytes, str] | None:
     file = io.BytesIO()
     PIL.Image.frombytes("RGB", (image.width, image.height), image.data).save(file, "PNG", compress_level=1)
     return file.getvalue(), "image/png"
+
+
+def blank() -> Response:
+    """Stands in a list where the log has a frame no more."""
+    return Response(_BLANK, media_type="image/svg+xml", headers=_HEADERS)

@@ -50,6 +50,20 @@ class Place:
     request_id: str
 
 
+def console_settings(settings: Settings) -> Settings | None:
+    """Settings of the user that the console is in Kafka: everybody where Kafka has no users; None where it has none."""
+    if not settings.kafka_security_protocol.startswith("SASL_"):
+        return settings
+    if not settings.console_kafka_sasl_username:
+        return None
+    return settings.model_copy(
+        update={
+            "kafka_sasl_username": settings.console_kafka_sasl_username,
+            "kafka_sasl_password": settings.console_kafka_sasl_password,
+        }
+    )
+
+
 class LogPort(Protocol):
     """Raises Unavailable while Kafka is away or may not be read; the message says why."""
 
@@ -73,16 +87,9 @@ class Log:
     @classmethod
     def of(cls, settings: Settings, client_id: str) -> Log:
         """As the user of the console where Kafka has users, else as everybody."""
-        readable = settings
-        if settings.kafka_security_protocol.startswith("SASL_"):
-            if not settings.console_kafka_sasl_username:
-                return cls(None)
-            readable = settings.model_copy(
-                update={
-                    "kafka_sasl_username": settings.console_kafka_sasl_username,
-                    "kafka_sasl_password": settings.console_kafka_sasl_password,
-                }
-            )
+        readable = console_settings(settings)
+        if readable is None:
+            return cls(None)
         return cls(lambda: build_consumer(readable, client_id, group=None, **SINGLE_READS))
 
     async def request(self, place: Place) -> InferenceRequest | None:

@@ -21,5 +21,10 @@ class Section:
 SECTIONS = (
     Section("fleet", ROOT, "Fleet", Scope.READ),
     Section("requests", f"{ROOT}/requests", "Requests", Scope.READ),
+    Section("episodes", f"{ROOT}/episodes", "Episodes", Scope.READ),
+    Section("search", f"{ROOT}/search", "Search", Scope.READ),
     Section("control", f"{ROOT}/control", "Stop and resume", Scope.CONTROL),
+    Section("keys", f"{ROOT}/keys", "Keys", Scope.KEYS),
+    Section("consent", f"{ROOT}/consent", "Consent", Scope.READ),
+    Section("dead-letters", f"{ROOT}/dead-letters", "Dead letters", Scope.ADMIN),
 )

@@ -16,6 +16,7 @@ from sqlalchemy import Executable, NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 from ingest_api.app import Services, create_app
+from ingest_api.console.letter_desk import Pile, entry_of
 from ingest_api.console.log_frames import Place
 from ingest_api.customer_admin import CustomerAdmin
 from ingest_api.gateway import Question
@@ -30,6 +31,8 @@ from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
 from runtime.control import StopList
 from runtime.database import Database
+from runtime.dlq.letters import Letter
+from runtime.dlq.replay import Cluster, Unfit, again
 from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
 from runtime.group_lag import GroupLag, watched_groups
@@ -263,6 +266,38 @@ class HeldLog:
             raise Unavailable(self.away)
 
 
+class HeldLetters:
+    """Dead letters that can still be read, and what was sent again."""
+
+    def __init__(self, *letters: Letter) -> None:
+        self.held = list(letters)
+        self.sent: list[Letter] = []
+        self.away = ""
+
+    async def pile(self, topic: str) -> Pile:
+        self._check()
+        meant = [letter for letter in self.held if topic in ("", letter.topic)]
+        entries = sorted(map(entry_of, meant), key=lambda entry: entry.died_at_ms, reverse=True)
+        return Pile(sorted({letter.topic for letter in self.held}), entries)
+
+    async def at(self, places: Sequence[Source]) -> tuple[list[Letter], Cluster]:
+        self._check()
+        by_place = {letter.place: letter for letter in self.held}
+        partitions = {letter.topic: 4 for letter in self.held}
+        found = [by_place[place] for place in places if place in by_place]
+        return found, Cluster(partitions=partitions, results_ends={})
+
+    async def send(self, letters: Sequence[Letter], cluster: Cluster) -> list[Source | Unfit]:
+        self._check()
+        self.sent += letters
+        fits = [again(letter, cluster) for letter in letters]
+        return [fit if isinstance(fit, Unfit) else Source(fit.topic, fit.partition, 100) for fit in fits]
+
+    def _check(self) -> None:
+        if self.away:
+            raise Unavailable(self.away)
+
+
 def chunk_outcome(request: InferenceRequest, **changes: Any) -> Outcome:
     """Actions for a request: 4 steps of 3, all marks of time set, a deadline far ahead."""
     fields: dict[str, Any] = {
@@ -336,6 +371,7 @@ class Api:
     stops: StopList = field(default_factory=StopList)
     stops_known: bool = True
     log: HeldLog = field(default_factory=HeldLog)
+    letters: HeldLetters = field(default_factory=HeldLetters)
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
@@ -390,6 +426,7 @@ class Api:
             stops=self.stops,
             stops_known=lambda: self.stops_known,
             log=self.log,
+            letters=self.letters,
             tracing=self.tracing,
         )
         self.app = create_app(self.settings, services)
