@@ -1,4 +1,4 @@
-"""/console/consent: what may be kept of one's customer, since when and by whom; another tier; the end of what was kept."""
+"""/console/consent: what may be kept of one's customer and who said so; another tier; the end of what was kept."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from ingest_api.consent import ConsentBody, ConsentRoutes
 from ingest_api.console.frame import Frame
 from ingest_api.console.session import ROOT, Viewer
-from ingest_api.consent import ConsentBody, ConsentRoutes
 from ingest_api.keys import origin_of
 from ingest_api.problems import Problem, fault
 from ingest_api.reading import Row
@@ -89,7 +89,9 @@ class ConsentPage:
     async def _heard(self, customer_id: str, version: int) -> None:
         """Wait until this process has read the new word, so that the page after the form shows it."""
         end = asyncio.get_running_loop().time() + _VIEW_S
-        while asyncio.get_running_loop().time() < end and self._routes.now(customer_id)["version"] <= version:
+        while asyncio.get_running_loop().time() < end:
+            if self._routes.now(customer_id)["version"] > version:
+                return
             await asyncio.sleep(_LOOK_S)
 
     async def _page(
@@ -142,7 +144,7 @@ def _body(form: dict[str, str]) -> ConsentBody:
         content["anonymization_level"] = level
     if day := form.get("ends_on", "").strip():
         try:
-            end = datetime.combine(datetime.strptime(day, "%Y-%m-%d").date(), time(), UTC)  # noqa: DTZ007 # a day
+            end = datetime.combine(datetime.strptime(day, "%Y-%m-%d").date(), time(), UTC)
         except ValueError as error:
             detail = "write the day as 2026-01-31"
             raise Problem(Code.MALFORMED, detail, violations=[fault("ends_on", "malformed", detail)]) from error

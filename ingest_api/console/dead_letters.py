@@ -61,7 +61,9 @@ class DeadLetterPages:
             asked=asked,
             kept=urlencode({name: text for name, text in asked.items() if text}),
             topics=pile.topics,
-            reasons=sorted({entry.reason for entry in pile.entries if entry.reason} | set(filter(None, [asked["reason"]]))),
+            reasons=sorted(
+                {entry.reason for entry in pile.entries if entry.reason} | set(filter(None, [asked["reason"]]))
+            ),
             entries=meant[:_MOST_ROWS],
             count=len(meant),
             newest=NEWEST,

@@ -88,12 +88,16 @@ class EpisodePages:
         if not rows:
             raise Problem(Code.NOT_FOUND, "no request of yours belongs to this episode")
         first = rows[0]
-        rows = [row for row in rows if (row["customer_id"], row["robot_id"]) == (first["customer_id"], first["robot_id"])]
+        rows = [
+            row for row in rows if (row["customer_id"], row["robot_id"]) == (first["customer_id"], first["robot_id"])
+        ]
         number = _number(request.query_params.get("step", ""), len(rows))
         current = playback(rows, self._card(rows[number]))
         content = await self._step(rows[number], viewer)
         is_part = request.headers.get("hx-request") == "true"
-        told = [] if is_part else await read(self._reader, told_query(episode_id, first["robot_id"], first["customer_id"]))
+        told = (
+            [] if is_part else await read(self._reader, told_query(episode_id, first["robot_id"], first["customer_id"]))
+        )
         return self._frame.respond(
             request,
             viewer,

@@ -1,4 +1,4 @@
-"""/console/keys: the keys of one's own customer: which there are, a new one, one in the place of another, an end of one.
+"""/console/keys: the keys of one's own customer: which there are, new ones, others in their place, their end.
 
 The same class makes and ends them as for /v1/keys; a key is shown by the answer that made it and never again.
 """
@@ -61,7 +61,9 @@ class KeyPages:
     async def rotate(self, request: Request, viewer: Viewer, form: dict[str, str]) -> Response:
         held = await self._held(request, viewer)
         try:
-            body = validated({"grace_s": int(form.get("grace_s", "")) if form.get("grace_s") in GRACE_S else -1}, RotateBody)
+            body = validated(
+                {"grace_s": int(form.get("grace_s", "")) if form.get("grace_s") in GRACE_S else -1}, RotateBody
+            )
             who, own = actor_of(viewer.key, request), viewer.key.customer_id
             made, row = await admin(self._admin.rotate, who, own, str(held["id"]), body.grace_s)
         except Problem as problem:
@@ -114,7 +116,11 @@ class KeyPages:
         for row in rows:
             row["state"] = _state(row)
         own = [scope for scope in Scope if viewer.may(scope)]
-        given = form or {"name": "", "days": "90", **{f"scope.{s}": "on" for s in own if s in (Scope.INFERENCE, Scope.READ)}}
+        given = form or {
+            "name": "",
+            "days": "90",
+            **{f"scope.{s}": "on" for s in own if s in (Scope.INFERENCE, Scope.READ)},
+        }
         return self._frame.respond(
             request,
             viewer,
@@ -145,9 +151,7 @@ def _terms(form: dict[str, str]) -> KeyTerms:
         detail = "the requests a minute are a whole number, or nothing for no limit"
         raise Problem(Code.MALFORMED, detail, violations=[fault("rate_limit", "malformed", detail)])
     expires_at = datetime.now(UTC) + timedelta(days=int(days)) if days else None
-    return KeyTerms(
-        name=body.name, scopes=scopes, rate_limit=int(limit) if limit else None, expires_at=expires_at
-    )
+    return KeyTerms(name=body.name, scopes=scopes, rate_limit=int(limit) if limit else None, expires_at=expires_at)
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -94,7 +94,9 @@ def playback(rows: Sequence[Row], card: EmbodimentCard | None) -> Playback:
     steps = list(rows)
     dim = max((len(row["action_vector"] or ()) for row in steps), default=0)
     named = card is not None and len(card.actions) == dim
-    names = [each.name for each in card.actions] if card is not None and named else [f"dimension {n}" for n in range(dim)]
+    names = (
+        [each.name for each in card.actions] if card is not None and named else [f"dimension {n}" for n in range(dim)]
+    )
     units = [each.unit for each in card.actions] if card is not None and named else [""] * dim
     begin = steps[0]["created_at"]
     scores = [curve("safety score", "", [row["safety_score"] for row in steps], width=_WIDTH, from_zero=True)]
