@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import PIL.Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from runtime.settings import DEFAULT_STACK_FILE
 from tests.e2e.console_browser import DESKTOP, PHONE, ConsolePage, launched
@@ -47,6 +47,11 @@ def send(api: str, key: str, robots: int, duration_s: float) -> None:
         thread.join()
 
 
+def control(api: str, key: str, action: str, reason: str) -> None:
+    body = {"action": action, "scope": "robot", "robot_id": "arm-5", "reason": reason, "by": "ana"}
+    httpx.post(f"{api}/v1/control", json=body, headers={"authorization": f"Bearer {key}"}).raise_for_status()
+
+
 def newest(api: str, key: str) -> str:
     answer = httpx.get(f"{api}/v1/inferences?status=success&limit=1", headers={"authorization": f"Bearer {key}"})
     row_id = answer.json()["inferences"][0]["id"]
@@ -69,6 +74,8 @@ def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) ->
         console.log_in(key)
         for name, path in pages.items():
             console.open(path)
+            if name == "control":
+                expect(console.page.get_by_role("row", name="robot arm-5")).to_be_visible()
             if name == "request":
                 console.page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             _picture(console.page, folder / f"{name}{device}{suffix}.png")
@@ -93,8 +100,12 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.seconds > 0:
         send(stack["api"], stack["api_key"], ROBOTS, arguments.seconds)
-    with launched() as browser:
-        pictures(browser, stack["api"], stack["api_key"], arguments.out, arguments.scheme)
+    control(stack["api"], stack["api_key"], "stop", "its gripper is being changed")
+    try:
+        with launched() as browser:
+            pictures(browser, stack["api"], stack["api_key"], arguments.out, arguments.scheme)
+    finally:
+        control(stack["api"], stack["api_key"], "resume", "the gripper is new")
 
 
 if __name__ == "__main__":

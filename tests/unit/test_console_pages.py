@@ -44,10 +44,10 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def message(
-    data: bytes | None = None, encoding: ImageEncoding.ValueType | None = None, **size: int
+    data: bytes | None = None, encoding: ImageEncoding.ValueType = ImageEncoding.IMAGE_ENCODING_JPEG, side: int = 0
 ) -> InferenceRequest:
-    kind = ImageEncoding.IMAGE_ENCODING_JPEG if encoding is None else encoding
-    image = Image(camera="base", encoding=kind, data=jpeg() if data is None else data, **size)
+    content = jpeg() if data is None else data
+    image = Image(camera="base", encoding=encoding, data=content, width=side, height=side)
     return InferenceRequest(request_id="r-1", robot_id="arm-1", images=[image], state=[0.5, 0.25])
 
 
@@ -315,6 +315,13 @@ async def test_a_resume_asks_why_and_only_for_what_the_viewer_may_lift() -> None
         assert "Resume robot arm-1" in page.text
         for target in ("model:test-model", "robot:customer-2/arm-1", "all", ""):
             assert (await visitor.get(f"/console/control/resume?target={target}")).status_code == 404
+
+
+async def test_a_page_that_is_not_there_says_so() -> None:
+    async with visiting(console_api(), session_of()) as visitor:
+        answer = await visitor.get("/console/nowhere")
+        assert (answer.status_code, "there is no such page" in answer.text.lower()) == (404, True)
+        assert (await visitor.get("/console/")).headers["location"] == "/console"
 
 
 async def test_a_list_of_stops_that_is_not_whole_says_so() -> None:
