@@ -110,7 +110,7 @@ class EpisodePages:
             number=number,
             step=rows[number],
             acted=current.acted(number),
-            told=told[0] if told else {},
+            told=told[0] if told else {"task": None, "success": None},
             is_cut=len(rows) == MOST_STEPS,
             tabled=len(rows) <= _MOST_TABLED,
             **content,

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from sqlalchemy import Select, select
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from ingest_api.console.frame import Frame
 from ingest_api.console.frames import blank, cameras, picture
@@ -133,5 +134,5 @@ def _newest_with(instructions: Sequence[str], customer_id: str) -> Select[Any]:
         .c
     )
     query = select(newest.id, newest.request_id, newest.robot_id, newest.instruction, newest.created_at)
-    query = query.where(newest.instruction.in_(instructions)).distinct(newest.instruction)
+    query = query.where(newest.instruction.in_(instructions)).ext(distinct_on(newest.instruction))
     return query.order_by(newest.instruction, newest.created_at.desc())

@@ -11,20 +11,24 @@ from ingest_api.console.session import AUDIENCE
 from ingest_api.tokens import Tokens
 from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import CONSENT, CONTROL
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, key_record
-from tests.unit.break_in_case import LOOT, NOBODYS, PAYLOADS, TAKEN, VICTIM, TenantRows, confined
+from tests.unit.api_case import CUSTOMER, Api, DictKeys, HeldLetters, key_record
+from tests.unit.break_in_case import LOOT, NOBODYS, PAYLOADS, TAKEN, VICTIM, TenantDatabase, TenantRows, confined
 from tests.unit.console_case import ORIGIN, SECRET, console_api, pages_of, session_of, visiting
+from tests.unit.test_dlq import letter
 
 PAGES = pages_of(console_api())
 #: Pages that take an id or a name in their path, with that of somebody else's thing.
-BY_ID = [(path, re.sub(r"\{\w+\}", TAKEN, path)) for method, path, _ in PAGES if method == "GET" and "{" in path]
-LISTS = [path for method, path, _ in PAGES if method == "GET" and "{" not in path]
+GETS = [(path, scope) for method, path, scope in PAGES if method == "GET"]
+BY_ID = [(path, re.sub(r"\{\w+\}", TAKEN, path)) for path, scope in GETS if "{" in path and scope != Scope.ADMIN]
+LISTS = [path for path, scope in GETS if "{" not in path and scope != Scope.ADMIN]
+#: Pages and forms of operators.
+OPERATORS = [(method, path) for method, path, scope in PAGES if scope == Scope.ADMIN]
 
 
 @functools.cache
 def robbed() -> Api:
     """A console whose stores give everybody's rows to every statement that does not confine itself."""
-    return console_api(reader=TenantRows())
+    return console_api(reader=TenantRows(), database=TenantDatabase())
 
 
 def inner(text: str, name: str) -> str:
@@ -58,7 +62,23 @@ async def test_no_page_shows_another_customers_rows_whatever_it_is_asked(path: s
 @pytest.mark.parametrize("path", LISTS)
 async def test_no_parameter_of_a_page_becomes_markup_or_a_header(path: str, payload: str) -> None:
     async with visiting(robbed(), session_of()) as visitor:
-        names = ("customer", "robot_id", "episode_id", "status", "code", "cursor", "window", "live", "done", "target")
+        names = (
+            "customer",
+            "q",
+            "like",
+            "robot_type",
+            "step",
+            "outcome",
+            "robot_id",
+            "episode_id",
+            "status",
+            "code",
+            "cursor",
+            "window",
+            "live",
+            "done",
+            "target",
+        )
         answer = await visitor.client.get(path, params=dict.fromkeys(names, payload))
         assert answer.status_code in (200, 400, 404)
         assert "<script>alert" not in answer.text
@@ -121,3 +141,40 @@ async def test_a_stop_by_form_of_anothers_robot_stops_ones_own_name_alone() -> N
     (record,) = api.broker.records(CONTROL)
     assert CUSTOMER in str(record.key)
     assert VICTIM not in str(record.key) + str(record.value)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATORS)
+async def test_what_operators_see_and_do_is_closed_to_customers(method: str, path: str) -> None:
+    api = console_api(letters=HeldLetters(letter(offset=1)))
+    async with visiting(api, session_of()) as visitor:
+        await visitor.get("/console")
+        opened = re.sub(r"\{\w+\}", "0", path)
+        if method == "GET":
+            answer = await visitor.get(f"{opened}?place=vla.requests.v1.dlq/0/1")
+        else:
+            answer = await visitor.send(opened, {"places": "vla.requests.v1.dlq/0/1"})
+    assert answer.status_code == 403
+    assert "vla.requests.v1.dlq/0/1" not in answer.text
+    assert api.letters.sent == []
+
+
+@pytest.mark.parametrize("action", ["rotate", "revoke"])
+async def test_a_form_with_anothers_key_is_answered_as_one_with_a_key_that_nobody_has(action: str) -> None:
+    async with visiting(robbed(), session_of()) as visitor:
+        await visitor.get("/console/keys")
+        answers = [
+            await visitor.send(f"/console/keys/{key_id}/{action}", {"grace_s": "0"}) for key_id in (TAKEN, NOBODYS)
+        ]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert inner(answers[0].text, TAKEN) == inner(answers[1].text, NOBODYS)
+
+
+async def test_a_page_of_another_site_makes_no_key_and_erases_nothing() -> None:
+    api = console_api(database=TenantDatabase())
+    async with visiting(api, session_of()) as visitor:
+        await visitor.get("/console/consent")
+        for path in ("/console/keys", "/console/consent", "/console/consent/erase"):
+            fields = {"csrf": visitor.csrf, "scope.read": "on", "days": "", "tier": "none", "word": "erase"}
+            for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "same-site"}):
+                assert (await visitor.client.post(path, data=fields, headers=headers)).status_code == 403
+    assert api.broker.records(CONSENT) == []
