@@ -29,8 +29,13 @@ def send(api: str, key: str, robots: int, duration_s: float) -> None:
     end = time.monotonic() + duration_s
     headers = {"authorization": f"Bearer {key}"}
 
+    def tell(number: int, **changes: object) -> None:
+        body = {"robot_id": f"arm-{number}", "episode_id": f"shift-{number}", **changes}
+        httpx.post(f"{api}/v1/episodes", json=body, headers=headers, timeout=60)
+
     def robot(number: int) -> None:
         step = 0
+        tell(number, event="start", task="reach the block that is named")
         while time.monotonic() < end:
             changes = {"robot_id": f"arm-{number}", "episode_id": f"shift-{number}", "step": step}
             if step % 9 == 5 and number % 2:
@@ -39,6 +44,7 @@ def send(api: str, key: str, robots: int, duration_s: float) -> None:
             httpx.post(f"{api}/v1/inference", json=body, headers=headers, timeout=60)
             step += 1
             time.sleep(0.3 + 0.2 * number)
+        tell(number, event="end", success=number != 3)
 
     threads = [threading.Thread(target=robot, args=(number,)) for number in range(robots)]
     for thread in threads:
@@ -52,10 +58,26 @@ def control(api: str, key: str, action: str, reason: str) -> None:
     httpx.post(f"{api}/v1/control", json=body, headers={"authorization": f"Bearer {key}"}).raise_for_status()
 
 
-def newest(api: str, key: str) -> str:
+def newest(api: str, key: str) -> dict[str, str]:
+    """The newest request that succeeded."""
     answer = httpx.get(f"{api}/v1/inferences?status=success&limit=1", headers={"authorization": f"Bearer {key}"})
-    row_id = answer.json()["inferences"][0]["id"]
-    return f"/console/requests/{row_id}"
+    found: dict[str, str] = answer.json()["inferences"][0]
+    return found
+
+
+def operators_key(stack: dict[str, Any]) -> str:
+    """A new key that may everything, of the customer that the stack's own key has."""
+    settings = Settings(_env_file=None, database_url=stack["database"], redis_url=stack["redis"])
+    return create_key(settings, stack["email"], name="pictures", scopes=tuple(Scope))
+
+
+def poison(stack: dict[str, Any]) -> None:
+    """Records that no gate can read."""
+    settings = Settings(_env_file=None, kafka_bootstrap_servers=stack["kafka"], **stack.get("security", {}))
+    producer = build_producer(settings, "console-pictures")
+    for topic, value in ((REQUESTS, b"not a message"), (REQUESTS, b"\xff\xfe"), (RESULTS, b"\x00\x01\x02 plain text")):
+        producer.produce(topic, value, key=b"arm-2")
+    producer.flush(10)
 
 
 def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) -> None:
