@@ -75,7 +75,7 @@ def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) ->
         for name, path in pages.items():
             console.open(path)
             if name == "control":
-                expect(console.page.get_by_role("row", name="robot arm-5")).to_be_visible()
+                expect(console.page.get_by_role("listitem", name="robot arm-5")).to_be_visible()
             if name == "request":
                 console.page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             _picture(console.page, folder / f"{name}{device}{suffix}.png")
