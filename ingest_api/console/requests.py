@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,12 +16,15 @@ from ingest_api.console.inspection import inspected, place_of_outcome, place_of_
 from ingest_api.console.log_frames import LogPort
 from ingest_api.console.session import ROOT, Viewer
 from ingest_api.history import InferenceList, page_of, page_query, row_query
+from ingest_api.keys import origin_of
 from ingest_api.problems import Problem
 from ingest_api.query import parsed
 from ingest_api.reading import Reader, Row, read
+from runtime.audit import event
 from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
 from schemas.codes import Code
+from schemas.messages import AuditEvent
 from schemas.scopes import Scope
 
 REQUESTS = f"{ROOT}/requests"
@@ -30,14 +34,27 @@ STATUSES = ("success", "safety_rejected", "rejected", "rate_limited", "timeout",
 
 
 class RequestPages:
-    """log: where frames and the marks of time are. kept_days: how long it has them."""
+    """log: where frames and the marks of time are. kept_days: how long it has them.
 
-    def __init__(self, frame: Frame, *, reader: Reader, robots: RobotTypes, log: LogPort, kept_days: int) -> None:
+    report: to the audit log, when an operator looks at another customer's frames.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        *,
+        reader: Reader,
+        robots: RobotTypes,
+        log: LogPort,
+        kept_days: int,
+        report: Callable[[AuditEvent], None],
+    ) -> None:
         self._frame = frame
         self._reader = reader
         self._robots = robots
         self._log = log
         self._kept_days = kept_days
+        self._report = report
         frame.shows(REQUESTS, self.list, Scope.READ)
         frame.shows(f"{REQUESTS}/newest", self.newest, Scope.READ)
         frame.shows(f"{REQUESTS}/{{row_id}}", self.one, Scope.READ)
@@ -89,6 +106,17 @@ class RequestPages:
         if found is None:
             detail = f"the log has no such frame any more: it keeps requests for {self._kept_days} days"
             raise Problem(Code.NOT_FOUND, detail)
+        if row["customer_id"] != viewer.key.customer_id:
+            self._report(
+                event(
+                    "console.frame",
+                    actor=viewer.key.actor,
+                    origin=origin_of(request),
+                    target=f"request:{row['id']}",
+                    customer_id=row["customer_id"],
+                    details={"camera": camera},
+                )
+            )
         return found
 
     async def _inspected(self, request: Request, viewer: Viewer, row: Row, following: str = "") -> Response:

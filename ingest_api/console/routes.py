@@ -18,6 +18,7 @@ from ingest_api.console.session import ROOT, Doorkeeper
 from ingest_api.control import ControlRoute
 from ingest_api.keys import KeyRing
 from ingest_api.reading import Reader
+from ingest_api.upkeep import reporter
 from runtime.control import StopList
 from runtime.embodiments import RobotTypes
 from runtime.group_lag import GroupLag
@@ -62,6 +63,7 @@ def install(app: FastAPI, settings: Settings, services: ConsoleServices) -> None
         robots=services.robots,
         log=services.log,
         kept_days=settings.kafka_retention_days,
+        report=reporter(services.publisher),
     )
     route = ControlRoute(cards=services.cards, keys=services.keys, publisher=services.publisher)
     ControlPage(frame, route=route, cards=services.cards, stops=services.stops, stops_known=services.stops_known)
