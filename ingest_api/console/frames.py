@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 
 import PIL.Image
-from fastapi import Response
+from fastapi import Request, Response
 
 from ingest_api.console.frame import PAGE_HEADERS
-from schemas.messages import Image, ImageEncoding, InferenceRequest
+from ingest_api.console.session import Viewer
+from ingest_api.keys import origin_of
+from ingest_api.reading import Row
+from runtime.audit import event
+from schemas.messages import AuditEvent, Image, ImageEncoding, InferenceRequest
 
 _SIGNATURES = {
     ImageEncoding.IMAGE_ENCODING_JPEG: (b"\xff\xd8\xff", "image/jpeg"),
@@ -63,3 +67,17 @@ def _rgb8(image: Image) -> tuple[bytes, str] | None:
 def blank() -> Response:
     """Stands in a list where the log has a frame no more."""
     return Response(_BLANK, media_type="image/svg+xml", headers=_HEADERS)
+
+
+def look_of(request: Request, viewer: Viewer, row: Row, camera: str) -> AuditEvent | None:
+    """What the audit log keeps of a look at the frame of a row; None where it is the viewer's own customer's."""
+    if row["customer_id"] == viewer.key.customer_id:
+        return None
+    return event(
+        "console.frame",
+        actor=viewer.key.actor,
+        origin=origin_of(request),
+        target=f"request:{row['id']}",
+        customer_id=row["customer_id"],
+        details={"camera": camera},
+    )

@@ -94,25 +94,11 @@ class Log:
 
     async def request(self, place: Place) -> InferenceRequest | None:
         record = await self._record(place.source)
-        if record is None or not record.value:
-            return None
-        message = _parsed(InferenceRequest, record.value)
-        if message is None or (message.request_id, message.robot_id) != (place.request_id, place.robot_id):
-            return None
-        # A fleet's topic is its customer's alone; a header there says nothing.
-        foreign = place.source.topic == REQUESTS and record.headers.get(h.CUSTOMER_ID) != place.customer_id
-        return None if foreign else message
+        return None if record is None else request_of(record, place)
 
     async def outcome(self, place: Place) -> Outcome | None:
         record = await self._record(place.source)
-        if record is None or not record.value or place.source.topic != OUTCOMES:
-            return None
-        message = _parsed(Outcome, record.value)
-        if message is None:
-            return None
-        said = message.request
-        meant = (place.customer_id, place.robot_id, place.request_id)
-        return message if (said.customer_id, said.robot_id, said.request_id) == meant else None
+        return None if record is None else outcome_of(record, place)
 
     def close(self, deadline: Deadline) -> None:
         if self._consumer is not None:
@@ -169,8 +155,28 @@ class Log:
         raise Unavailable("the log did not answer in time: try again")
 
 
-def _parsed(kind: type[MessageT], value: bytes) -> MessageT | None:
+def request_of(record: Record, place: Place) -> InferenceRequest | None:
+    """The request that a record holds, if it is the one that the row tells of."""
+    message = _parsed(InferenceRequest, record.value)
+    if message is None or (message.request_id, message.robot_id) != (place.request_id, place.robot_id):
+        return None
+    # A fleet's topic is its customer's alone; a header there says nothing.
+    foreign = record.topic == REQUESTS and record.headers.get(h.CUSTOMER_ID) != place.customer_id
+    return None if foreign else message
+
+
+def outcome_of(record: Record, place: Place) -> Outcome | None:
+    """The same for an outcome."""
+    message = _parsed(Outcome, record.value)
+    if message is None or record.topic != OUTCOMES:
+        return None
+    said = message.request
+    meant = (place.customer_id, place.robot_id, place.request_id)
+    return message if (said.customer_id, said.robot_id, said.request_id) == meant else None
+
+
+def _parsed(kind: type[MessageT], value: bytes | None) -> MessageT | None:
     try:
-        return kind.FromString(value)
+        return kind.FromString(value) if value else None
     except DecodeError:
         return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
 from ingest_api.console.frame import Frame
-from ingest_api.console.frames import cameras, picture
+from ingest_api.console.frames import cameras, look_of, picture
 from ingest_api.console.inspection import inspected, place_of_outcome, place_of_request
 from ingest_api.console.log_frames import LogPort
 from ingest_api.console.session import ROOT, Viewer
@@ -21,6 +22,7 @@ from ingest_api.reading import Reader, Row, read
 from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
 from schemas.codes import Code
+from schemas.messages import AuditEvent
 from schemas.scopes import Scope
 
 REQUESTS = f"{ROOT}/requests"
@@ -30,14 +32,27 @@ STATUSES = ("success", "safety_rejected", "rejected", "rate_limited", "timeout",
 
 
 class RequestPages:
-    """log: where frames and the marks of time are. kept_days: how long it has them."""
+    """log: where frames and the marks of time are. kept_days: how long it has them.
 
-    def __init__(self, frame: Frame, *, reader: Reader, robots: RobotTypes, log: LogPort, kept_days: int) -> None:
+    report: to the audit log, when an operator looks at another customer's frames.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        *,
+        reader: Reader,
+        robots: RobotTypes,
+        log: LogPort,
+        kept_days: int,
+        report: Callable[[AuditEvent], None],
+    ) -> None:
         self._frame = frame
         self._reader = reader
         self._robots = robots
         self._log = log
         self._kept_days = kept_days
+        self._report = report
         frame.shows(REQUESTS, self.list, Scope.READ)
         frame.shows(f"{REQUESTS}/newest", self.newest, Scope.READ)
         frame.shows(f"{REQUESTS}/{{row_id}}", self.one, Scope.READ)
@@ -89,6 +104,8 @@ class RequestPages:
         if found is None:
             detail = f"the log has no such frame any more: it keeps requests for {self._kept_days} days"
             raise Problem(Code.NOT_FOUND, detail)
+        if (told := look_of(request, viewer, row, camera)) is not None:
+            self._report(told)
         return found
 
     async def _inspected(self, request: Request, viewer: Viewer, row: Row, following: str = "") -> Response:

@@ -27,6 +27,7 @@ from ingest_api.key_admin import KeyAdmin
 from ingest_api.keys import KeyRing
 from ingest_api.reading import Reader
 from ingest_api.search import QueryEmbedder
+from ingest_api.upkeep import reporter
 from runtime.consent import ConsentList
 from runtime.control import StopList
 from runtime.embodiments import RobotTypes
@@ -78,6 +79,7 @@ def install(app: FastAPI, settings: Settings, services: ConsoleServices) -> None
         robots=services.robots,
         log=services.log,
         kept_days=settings.kafka_retention_days,
+        report=reporter(services.publisher),
     )
     route = ControlRoute(cards=services.cards, keys=services.keys, publisher=services.publisher)
     ControlPage(frame, route=route, cards=services.cards, stops=services.stops, stops_known=services.stops_known)
@@ -91,7 +93,7 @@ def _more(frame: Frame, settings: Settings, services: ConsoleServices) -> None:
     """What was kept, and who may what."""
     reader, log = services.reader, services.log
     EpisodePages(frame, reader=reader, robots=services.robots, log=log, kept_days=settings.kafka_retention_days)
-    SearchPages(frame, reader=reader, embedder=services.embedder, log=log)
+    SearchPages(frame, reader=reader, embedder=services.embedder, log=log, report=reporter(services.publisher))
     KeyPages(frame, key_admin=services.key_admin)
     routes = ConsentRoutes(
         keys=services.keys,

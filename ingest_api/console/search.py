@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -12,7 +12,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from ingest_api.console.frame import Frame
-from ingest_api.console.frames import blank, cameras, picture
+from ingest_api.console.frames import blank, cameras, look_of, picture
 from ingest_api.console.inspection import place_of_request
 from ingest_api.console.log_frames import LogPort
 from ingest_api.console.session import ROOT, Viewer
@@ -32,6 +32,7 @@ from ingest_api.search import (
 from runtime.data_tables import context_metadata
 from runtime.tables import inference_log
 from schemas.codes import Code
+from schemas.messages import AuditEvent
 from schemas.scopes import Scope
 
 SEARCH = f"{ROOT}/search"
@@ -41,13 +42,25 @@ _SEARCHED = 20_000
 
 
 class SearchPages:
-    """embedder: of what is typed. log: where frames are."""
+    """embedder: of what is typed. log: where frames are.
 
-    def __init__(self, frame: Frame, *, reader: Reader, embedder: QueryEmbedder, log: LogPort) -> None:
+    report: to the audit log, when an operator looks at another customer's frames.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        *,
+        reader: Reader,
+        embedder: QueryEmbedder,
+        log: LogPort,
+        report: Callable[[AuditEvent], None],
+    ) -> None:
         self._frame = frame
         self._reader = reader
         self._embedder = embedder
         self._log = log
+        self._report = report
         frame.shows(SEARCH, self.show, Scope.READ)
         frame.shows(f"{SEARCH}/frames/{{row_id}}", self.thumbnail, Scope.READ)
 
@@ -91,7 +104,10 @@ class SearchPages:
         first = next(iter(cameras(message)), None) if message is not None else None
         if message is None or first is None:
             return blank()
-        return await asyncio.to_thread(picture, message, first) or blank()
+        found = await asyncio.to_thread(picture, message, first)
+        if found is not None and (told := look_of(request, viewer, rows[0], first)) is not None:
+            self._report(told)
+        return found or blank()
 
     async def _instructions(self, asked: dict[str, str], customer_id: str) -> list[Row]:
         wanted = parsed(_given(asked, "q"), InstructionSearch)

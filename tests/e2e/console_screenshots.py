@@ -11,17 +11,24 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import PIL.Image
 from playwright.sync_api import Browser, Page, expect
 
-from runtime.settings import DEFAULT_STACK_FILE
+from ingest_api.tenancy_commands import create_key
+from runtime.kafka import build_producer
+from runtime.settings import DEFAULT_STACK_FILE, Settings
+from schemas.scopes import Scope
+from schemas.topics import REQUESTS, RESULTS
 from tests.e2e.console_browser import DESKTOP, PHONE, ConsolePage, launched
 from tests.e2e.running_stack import observation
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "console"
 ROBOTS = 6
+#: Whose the key of an embedded stack is.
+EMAIL = "demo@example.org"
 
 
 def send(api: str, key: str, robots: int, duration_s: float) -> None:
@@ -68,7 +75,7 @@ def newest(api: str, key: str) -> dict[str, str]:
 def operators_key(stack: dict[str, Any]) -> str:
     """A new key that may everything, of the customer that the stack's own key has."""
     settings = Settings(_env_file=None, database_url=stack["database"], redis_url=stack["redis"])
-    return create_key(settings, stack["email"], name="pictures", scopes=tuple(Scope))
+    return create_key(settings, EMAIL, name="pictures", scopes=tuple(Scope))
 
 
 def poison(stack: dict[str, Any]) -> None:
@@ -81,8 +88,15 @@ def poison(stack: dict[str, Any]) -> None:
 
 
 def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) -> None:
-    pages = {"fleet": "/console", "requests": "/console/requests", "request": newest(api, key)}
-    pages |= {"control": "/console/control"}
+    one = newest(api, key)
+    letters = "/console/dead-letters"
+    pages = {
+        "fleet": "/console", "requests": "/console/requests", "request": f"/console/requests/{one['id']}",
+        "control": "/console/control", "episodes": "/console/episodes",
+        "episode": f"/console/episodes/{one['episode_id']}?robot_id={one['robot_id']}&step=3",
+        "search": "/console/search?q=move to the blue block", "scenes": f"/console/search?like={one['request_id']}",
+        "keys": "/console/keys", "consent": "/console/consent", "dead-letters": letters, "dead-letter": "",
+    }  # fmt: skip
     suffix = "-dark" if scheme == "dark" else ""
     for device, size in (("", DESKTOP), ("-phone", PHONE)):
         context = browser.new_context(
@@ -95,10 +109,13 @@ def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) ->
         _picture(console.page, folder / f"login{device}{suffix}.png")
         console.log_in(key)
         for name, path in pages.items():
-            console.open(path)
+            if name == "dead-letter":
+                console.page.locator("tbody a").first.click()
+            else:
+                console.open(path)
             if name == "control":
-                expect(console.page.get_by_role("row", name="robot arm-5")).to_be_visible()
-            if name == "request":
+                expect(console.page.get_by_role("listitem", name="robot arm-5")).to_be_visible()
+            if name in ("request", "episode", "search", "scenes"):
                 console.page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             _picture(console.page, folder / f"{name}{device}{suffix}.png")
         context.close()
@@ -121,11 +138,12 @@ def main() -> None:
     stack = json.loads(arguments.stack.read_text())
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.seconds > 0:
+        poison(stack)
         send(stack["api"], stack["api_key"], ROBOTS, arguments.seconds)
     control(stack["api"], stack["api_key"], "stop", "its gripper is being changed")
     try:
         with launched() as browser:
-            pictures(browser, stack["api"], stack["api_key"], arguments.out, arguments.scheme)
+            pictures(browser, stack["api"], operators_key(stack), arguments.out, arguments.scheme)
     finally:
         control(stack["api"], stack["api_key"], "resume", "the gripper is new")
 

@@ -134,7 +134,7 @@ def test_all_of_it_goes_by_keyboard(chromium: Browser, stack: RunningStack, key:
         keyboard.type("a person is in the cell")
         console.tab_to("stop-b")
         keyboard.press("Enter")
-        expect(page.get_by_role("row", name="robot console-idle")).to_contain_text("a person is in the cell")
+        expect(page.get_by_role("listitem", name="robot console-idle")).to_contain_text("a person is in the cell")
         console.tab_to("resume-1")
         keyboard.press("Enter")
         page.get_by_role("heading", name="Resume robot console-idle").wait_for()
@@ -152,7 +152,7 @@ def test_a_robot_that_is_stopped_here_gets_no_actions_until_it_is_resumed(
         page = console.log_in(key, "/console/control?robot_id=console-stopped")
         page.get_by_label("Why").fill("tested")
         page.get_by_role("button", name="Stop").click()
-        expect(page.get_by_role("row", name="robot console-stopped")).to_be_visible()
+        expect(page.get_by_role("listitem", name="robot console-stopped")).to_be_visible()
 
         def status(seed: int) -> int:
             return stack.post(observation(seed, robot_id="console-stopped")).status_code

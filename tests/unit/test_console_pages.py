@@ -10,10 +10,11 @@ import pytest
 
 from ingest_api.console.log_frames import MISSING_USER
 from runtime.control import control_record, model_target, robot_target
+from runtime.testing import InMemoryBroker
 from schemas.headers import Source
-from schemas.messages import Control, Image, ImageEncoding, InferenceRequest
+from schemas.messages import AuditEvent, Control, Image, ImageEncoding, InferenceRequest
 from schemas.scopes import DEFAULT_SCOPES, Scope
-from schemas.topics import CONTROL, OUTCOMES, REQUESTS
+from schemas.topics import AUDIT, CONTROL, OUTCOMES, REQUESTS
 from tests.pictures import jpeg
 from tests.unit.api_case import CUSTOMER, Api, DictKeys, chunk_outcome, key_record
 from tests.unit.break_in_case import confined, text_of
@@ -238,6 +239,19 @@ async def test_a_camera_that_the_request_has_not_is_not_found() -> None:
     api = with_row()
     api.log.requests[SOURCE] = message()
     assert (await frame(api, "wrist")).status_code == 404
+
+
+async def test_an_operator_who_looks_at_a_customers_frame_is_written_down() -> None:
+    broker = InMemoryBroker({CONTROL: 1, AUDIT: 1})
+    api = console_api(table=DictKeys(key_record(scopes=tuple(Scope), customer_id="operators")), broker=broker)
+    api.reader.found = [row()]
+    api.log.requests[SOURCE] = message()
+    async with visiting(api, session_of(tuple(Scope))) as visitor:
+        assert (await visitor.get(f"/console/requests/{ROW_ID}/frames/base")).status_code == 200
+    (record,) = broker.records(AUDIT)
+    told = AuditEvent.FromString(record.value or b"")
+    assert (told.action, told.customer_id, told.target) == ("console.frame", CUSTOMER, f"request:{ROW_ID}")
+    assert "operators" in told.actor
 
 
 # --- stop and resume
