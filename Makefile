@@ -74,7 +74,7 @@ test-console: $(STAMP) ## The console in a real Chromium (installs it by apt as 
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
 		|| { echo "Chromium is needed: install it (Debian: apt-get install chromium), then run this again" >&2; exit 1; }
-	@$(BIN)/python -m pytest --no-skips tests/e2e/test_console.py tests/unit/test_console_*.py $(ARGS)
+	@$(BIN)/python -m pytest --no-skips tests/e2e/test_console*.py tests/unit/test_console_*.py $(ARGS)
 
 load: $(STAMP) ## Two minutes of robots by locust, against the embedded stack or HOST; a report with charts
 	@test -n "$(HOST)" -o -f .vlastream/stack.json || $(BIN)/vlastream up

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from typing import Any
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import unquote, urlencode
 
 from fastapi import Request, Response
 
+from ingest_api.console.formats import in_path
 from ingest_api.console.frame import Frame
 from ingest_api.console.frames import cameras
 from ingest_api.console.inspection import inspected, place_of_request
@@ -41,8 +42,7 @@ _MOST_TABLED = 500
 
 
 def path_of(episode_id: str) -> str:
-    """An episode's page. Quoted twice, as servers unquote once: a slash of an id divides no path."""
-    return f"{EPISODES}/{quote(quote(episode_id, safe=''), safe='')}"
+    return f"{EPISODES}/{in_path(episode_id)}"
 
 
 class EpisodePages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 #: Stands where nothing is known.
 UNKNOWN = "\N{EN DASH}"
@@ -77,7 +78,16 @@ def short(text: str) -> str:
     return f"{text[:8]}\N{HORIZONTAL ELLIPSIS}" if len(text) > 24 else text
 
 
+def in_path(text: str) -> str:
+    """One part of a path, whatever the text holds: quoted twice, as servers unquote once before they divide it."""
+    once = quote(text, safe="")
+    # Browsers take these two for directions.
+    once = once.replace(".", "%2E") if once in (".", "..") else once
+    return quote(once, safe="")
+
+
 FILTERS = {
+    "in_path": in_path,
     "short": short,
     "capitalize_first": capitalize_first,
     "ms": milliseconds,

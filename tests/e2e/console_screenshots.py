@@ -87,15 +87,15 @@ def poison(stack: dict[str, Any]) -> None:
     producer.flush(10)
 
 
-def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) -> None:
-    one = newest(api, key)
-    letters = "/console/dead-letters"
+def pictures(browser: Browser, api: str, keys: tuple[str, str], folder: Path, scheme: str) -> None:
+    """keys: a customer's, and an operator's for what customers do not see."""
+    one = newest(api, keys[0])
     pages = {
         "fleet": "/console", "requests": "/console/requests", "request": f"/console/requests/{one['id']}",
         "control": "/console/control", "episodes": "/console/episodes",
         "episode": f"/console/episodes/{one['episode_id']}?robot_id={one['robot_id']}&step=3",
         "search": "/console/search?q=move to the blue block", "scenes": f"/console/search?like={one['request_id']}",
-        "keys": "/console/keys", "consent": "/console/consent", "dead-letters": letters, "dead-letter": "",
+        "keys": "/console/keys", "consent": "/console/consent",
     }  # fmt: skip
     suffix = "-dark" if scheme == "dark" else ""
     for device, size in (("", DESKTOP), ("-phone", PHONE)):
@@ -107,17 +107,21 @@ def pictures(browser: Browser, api: str, key: str, folder: Path, scheme: str) ->
         console = ConsolePage(context.new_page(), api)
         console.open("/console/login")
         _picture(console.page, folder / f"login{device}{suffix}.png")
-        console.log_in(key)
+        console.log_in(keys[0])
         for name, path in pages.items():
-            if name == "dead-letter":
-                console.page.locator("tbody a").first.click()
-            else:
-                console.open(path)
+            console.open(path)
             if name == "control":
                 expect(console.page.get_by_role("listitem", name="robot arm-5")).to_be_visible()
             if name in ("request", "episode", "search", "scenes"):
                 console.page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             _picture(console.page, folder / f"{name}{device}{suffix}.png")
+        console.page.get_by_role("button", name="Log out").click()
+        console.page.get_by_role("heading", name="Log in").wait_for()
+        console.log_in(keys[1], "/console/dead-letters")
+        _picture(console.page, folder / f"dead-letters{device}{suffix}.png")
+        console.page.locator("tbody a").first.click()
+        console.page.get_by_role("heading", name="Dead letter", exact=True).wait_for()
+        _picture(console.page, folder / f"dead-letter{device}{suffix}.png")
         context.close()
 
 
@@ -143,7 +147,8 @@ def main() -> None:
     control(stack["api"], stack["api_key"], "stop", "its gripper is being changed")
     try:
         with launched() as browser:
-            pictures(browser, stack["api"], operators_key(stack), arguments.out, arguments.scheme)
+            keys = (stack["api_key"], operators_key(stack))
+            pictures(browser, stack["api"], keys, arguments.out, arguments.scheme)
     finally:
         control(stack["api"], stack["api_key"], "resume", "the gripper is new")
 

@@ -62,27 +62,16 @@ async def test_no_page_shows_another_customers_rows_whatever_it_is_asked(path: s
 @pytest.mark.parametrize("path", LISTS)
 async def test_no_parameter_of_a_page_becomes_markup_or_a_header(path: str, payload: str) -> None:
     async with visiting(robbed(), session_of()) as visitor:
-        names = (
-            "customer",
-            "q",
-            "like",
-            "robot_type",
-            "step",
-            "outcome",
-            "robot_id",
-            "episode_id",
-            "status",
-            "code",
-            "cursor",
-            "window",
-            "live",
-            "done",
-            "target",
-        )
-        answer = await visitor.client.get(path, params=dict.fromkeys(names, payload))
-        assert answer.status_code in (200, 400, 404)
-        assert "<script>alert" not in answer.text
-        assert "set-cookie" not in answer.headers
+        # In two parts: clients refuse to send an address of all of them at their longest.
+        for names in (
+            ("customer", "robot_id", "episode_id", "status", "code", "cursor", "window", "live", "done", "target"),
+            ("customer", "q", "robot_type", "step", "outcome"),
+            ("like", "robot_type", "topic", "reason", "place"),
+        ):
+            answer = await visitor.client.get(path, params=dict.fromkeys(names, payload))
+            assert answer.status_code in (200, 400, 404)
+            assert "<script>alert" not in answer.text
+            assert "set-cookie" not in answer.headers
         login = await visitor.client.get("/console/login", params={"next": payload, "ended": payload})
         assert 'name="next" value="/console"' in login.text
 

@@ -151,6 +151,7 @@ async def test_an_instruction_of_a_stranger_is_text() -> None:
 def test_an_episode_id_is_one_part_of_a_path_whatever_it_holds() -> None:
     assert path_of("e-1") == "/console/episodes/e-1"
     assert "/" not in path_of("../a/b?c#d%").removeprefix("/console/episodes/")
+    assert path_of("..") == "/console/episodes/%252E%252E"
 
 
 async def test_an_episode_is_found_by_an_id_with_a_slash() -> None:
