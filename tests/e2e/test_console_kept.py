@@ -51,7 +51,7 @@ def request_id(stack: RunningStack, key: str) -> str:
         "SELECT 1 FROM inference_log WHERE robot_id = %s AND instruction_embedding IS NOT NULL HAVING count(*) = 5",
         "SELECT 1 FROM instruction_analytics WHERE instruction_embedding IS NOT NULL AND length(%s) > 0",
     ):
-        stack._wait(lambda query=query: stack.rows(query, ROBOT), query)  # type: ignore[misc] # noqa: SLF001
+        stack._wait(lambda query=query: stack.rows(query, ROBOT), query)  # noqa: SLF001
     return last
 
 
@@ -60,7 +60,7 @@ def letter(stack: RunningStack, settings: Settings, key: str) -> str:
     """The request id of a record that no gate can read, once its dead letter is there."""
     name = f"poison-{uuid.uuid4().hex[:8]}"
     producer = build_producer(settings, "test-console")
-    headers: list[tuple[str, bytes]] = [("request_id", name.encode())]
+    headers: list[tuple[str, str | bytes | None]] = [("request_id", name.encode())]
     producer.produce(REQUESTS, b"\xff<script>no message</script>", key=b"arm-1", headers=headers)
     assert producer.flush(10) == 0
     return name
