@@ -7,9 +7,10 @@ import re
 
 import httpx
 import pytest
+from fastapi import Request, Response
 
 from ingest_api.console.assets import STATIC
-from ingest_api.console.session import COOKIE, own_page
+from ingest_api.console.session import COOKIE, Doorkeeper, own_page
 from ingest_api.tokens import Tokens
 from schemas.messages import AuditEvent
 from schemas.scopes import DEFAULT_SCOPES, TOKEN_SCOPES, Scope
@@ -42,6 +43,14 @@ async def test_the_cookie_goes_by_tls_alone_where_it_came_by_tls(base: str, secu
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api.app), base_url=base) as client:
         answer = await client.post("/console/login", data={"key": KEY}, headers={"origin": base})
         assert ("Secure" in answer.headers["set-cookie"]) is secure
+
+
+async def test_in_production_the_cookie_goes_by_tls_alone() -> None:
+    # A proxy before the API ends TLS, so the API itself always hears HTTP.
+    doorkeeper, response = Doorkeeper(standing().keys, SECRET, https_only=True), Response()
+    request = Request({"type": "http", "scheme": "http", "path": "/", "headers": [], "server": ("api", 80)})
+    await doorkeeper.log_in(request, KEY, response)
+    assert "Secure" in response.headers["set-cookie"]
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "vla_nobodys1_" + "x" * 43, "vla_abcdefgh_" + "s" * 42])
