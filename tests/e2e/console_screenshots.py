@@ -72,16 +72,20 @@ def newest(api: str, key: str) -> dict[str, str]:
     return found
 
 
+def settings_of(stack: dict[str, Any]) -> Settings:
+    """Settings of a command that is typed beside the stack."""
+    servers = {"database_url": stack["database"], "redis_url": stack["redis"]}
+    return Settings(_env_file=None, kafka_bootstrap_servers=stack["kafka"], **servers, **stack.get("security", {}))
+
+
 def operators_key(stack: dict[str, Any]) -> str:
     """A new key that may everything, of the customer that the stack's own key has."""
-    settings = Settings(_env_file=None, database_url=stack["database"], redis_url=stack["redis"])
-    return create_key(settings, EMAIL, name="pictures", scopes=tuple(Scope))
+    return create_key(settings_of(stack), EMAIL, name="pictures", scopes=tuple(Scope))
 
 
 def poison(stack: dict[str, Any]) -> None:
     """Records that no gate can read."""
-    settings = Settings(_env_file=None, kafka_bootstrap_servers=stack["kafka"], **stack.get("security", {}))
-    producer = build_producer(settings, "console-pictures")
+    producer = build_producer(settings_of(stack), "console-pictures")
     for topic, value in ((REQUESTS, b"not a message"), (REQUESTS, b"\xff\xfe"), (RESULTS, b"\x00\x01\x02 plain text")):
         producer.produce(topic, value, key=b"arm-2")
     producer.flush(10)
