@@ -25,7 +25,7 @@ export UV_HTTP_TIMEOUT ?= 300
 .PHONY: help setup clients demo test test-secure test-export test-ops test-console load soak check format up down ps bench lock proto docs clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Install everything into .venv (once; a second run does nothing)
 

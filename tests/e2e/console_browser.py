@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.e2e.running_stack import RunningStack
 
@@ -28,6 +28,7 @@ _OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.cli
 @contextmanager
 def launched() -> Iterator[Browser]:
     """One Chromium. Module-wide at most: while Playwright is open, no other event loop runs in this thread."""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         # Its sandbox does not work for root.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []

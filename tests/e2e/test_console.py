@@ -68,6 +68,17 @@ def test_the_fleet_renews_itself_without_moving_the_focus(chromium: Browser, sta
         assert console.complaints == []
 
 
+def test_a_page_that_is_no_longer_renewed_says_so_until_it_is_again(
+    chromium: Browser, stack: RunningStack, key: str
+) -> None:
+    with window(chromium, stack) as console:
+        page = console.log_in(key)
+        page.route("**/console?window=*", lambda route: route.abort())
+        expect(page.get_by_role("status")).to_contain_text("Not renewed")
+        page.unroute("**/console?window=*")
+        expect(page.get_by_role("status")).to_have_text("Renewed again.")
+
+
 def test_a_request_appears_by_itself_and_is_looked_into(chromium: Browser, stack: RunningStack, key: str) -> None:
     with window(chromium, stack) as console:
         page = console.log_in(key, "/console/requests")
