@@ -175,7 +175,7 @@ def test_a_key_is_made_used_and_revoked(chromium: Browser, stack: RunningStack, 
     with window(chromium, stack) as console:
         page = console.log_in(key, "/console/keys")
         page.get_by_label("Name").fill("line 3 <b>bold</b>")
-        page.get_by_label(re.compile("^control")).check()
+        page.get_by_role("checkbox", name=re.compile("^control")).check()
         page.get_by_role("button", name="Make the key").click()
         made = page.get_by_label("Key", exact=True).input_value()
         expect(page.get_by_role("status").first).to_contain_text("Copy it now")
@@ -200,7 +200,7 @@ def test_consent_is_changed_and_an_erasure_asked_for(chromium: Browser, stack: R
     own = create_key(stack.settings, "consent@example.org")
     with window(chromium, stack) as console:
         page = console.log_in(own, "/console/consent")
-        page.get_by_label(re.compile("^metadata")).check()
+        page.get_by_role("radio", name=re.compile("^metadata")).check()
         page.get_by_role("button", name="Look at the change").click()
         expect(page.get_by_role("heading", name="Change the consent")).to_be_visible()
         page.get_by_role("button", name="Change it").click()
