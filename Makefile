@@ -22,10 +22,11 @@ REPORT ?= .vlastream/load-report.html
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup clients demo test test-secure test-export test-ops load scaling soak check audit format up down ps bench lock proto docs clean
+.PHONY: help setup clients demo test test-secure test-export test-ops test-console load scaling soak check audit \
+	format up down ps bench lock proto docs clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Install everything into .venv (once; a second run does nothing)
 
@@ -70,6 +71,12 @@ test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (install
 		|| { echo "Prometheus is needed: install it (Debian: apt-get install prometheus), then run this again" >&2; exit 1; }
 	@$(BIN)/python -m pytest --no-skips tests/e2e/test_prometheus.py tests/e2e/test_traces.py tests/e2e/test_scaling.py \
 		tests/e2e/test_load.py tests/unit/test_alerts.py tests/unit/test_autoscaler.py tests/unit/test_dashboard_picture.py $(ARGS)
+
+test-console: $(STAMP) ## The console in a real Chromium (installs it by apt as root)
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+		|| { echo "Chromium is needed: install it (Debian: apt-get install chromium), then run this again" >&2; exit 1; }
+	@$(BIN)/python -m pytest --no-skips tests/e2e/test_console*.py tests/unit/test_console_*.py $(ARGS)
 
 load: $(STAMP) ## Two minutes of robots over REST and WebSocket by locust, against the embedded stack or HOST; a report with charts
 	@test -n "$(HOST)" -o -f .vlastream/stack.json || $(BIN)/vlastream up

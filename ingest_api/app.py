@@ -33,6 +33,10 @@ from ingest_api import (
 )
 from ingest_api.admission import Admission
 from ingest_api.consent import ConsentBody
+from ingest_api.console.letter_desk import LetterPort
+from ingest_api.console.log_frames import LogPort
+from ingest_api.console.routes import ConsoleServices
+from ingest_api.console.routes import install as install_console
 from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
 from ingest_api.customer_admin import CustomerAdmin
@@ -61,6 +65,7 @@ from ingest_api.stream.route import StreamRoute
 from ingest_api.stream.route import build_router as build_stream_router
 from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
+from runtime.control import StopList
 from runtime.embodiments import RobotTypes
 from runtime.group_lag import GroupLag
 from runtime.metrics import CONTENT_TYPE, Metrics
@@ -104,6 +109,11 @@ class Services:
     topics: list[Topic]
     federate_targets: Callable[[], list[Target]]
     group_lag: GroupLag
+    #: Of the console: which stops hold, whether all of them are known yet, and single records of the log.
+    stops: StopList
+    stops_known: Callable[[], bool]
+    log: LogPort
+    letters: LetterPort
     tracing: Tracing = field(default_factory=NoTracing)
 
 
@@ -135,6 +145,7 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     app.include_router(_operation(services))
     if settings.enable_prometheus:
         app.include_router(_metrics(services, scraper))
+    install_console(app, settings, _console(services))
     app.openapi = partial(_document, app)  # type: ignore[method-assign]
     return app
 
@@ -268,7 +279,8 @@ def _operation(services: Services) -> APIRouter:
             "stop and resume": "/v1/control", "episodes": "/v1/episodes", "feedback": "/v1/feedback",
             "search": "/v1/search/instructions", "keys": "/v1/keys", "usage": "/v1/usage", "audit": "/v1/audit",
              "analytics": "/v1/analytics/usage",
-            "health": "/health", "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
+            "console": "/console", "health": "/health",
+            "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
         }  # fmt: skip
         return {"name": TITLE, "version": _version(), "links": paths}
 
@@ -288,6 +300,26 @@ def _operation(services: Services) -> APIRouter:
         return _json(body, status)
 
     return router
+
+
+def _console(services: Services) -> ConsoleServices:
+    return ConsoleServices(
+        keys=services.keys,
+        reader=services.reader,
+        cards=services.cards,
+        workers=services.workers,
+        group_lag=services.group_lag,
+        robots=services.robots,
+        publisher=services.publisher,
+        stops=services.stops,
+        stops_known=services.stops_known,
+        log=services.log,
+        letters=services.letters,
+        embedder=services.embedder,
+        key_admin=services.key_admin,
+        consents=services.consents,
+        topics=services.topics,
+    )
 
 
 def _metrics(services: Services, scraper: httpx.AsyncClient) -> APIRouter:

@@ -69,12 +69,33 @@ class ConsentRoutes:
 
     async def get(self, request: Request, customer_id: str) -> Response:
         key = await self._own(request, customer_id)
-        return answer(self._said(key.customer_id, self._consents.of(key.customer_id)))
+        return answer(self.now(key.customer_id))
 
     async def put(self, request: Request, customer_id: str) -> Response:
         """200 once the broker has it; it holds for requests from 5 seconds on."""
         key = await self._own(request, customer_id)
         body = parse_body(await read_body(request, _LARGEST_BODY_BYTES), ConsentBody)
+        return answer(await self.allow(body, key, origin_of(request)))
+
+    async def history(self, request: Request, customer_id: str) -> Response:
+        key = await self._own(request, customer_id)
+        return answer({"changes": await self.changes(key.customer_id)})
+
+    async def erase(self, request: Request, customer_id: str) -> Response:
+        """202 once the broker has it: from then on nothing older is written, and the role `etl` removes what is."""
+        key = await self._own(request, customer_id)
+        return answer(await self.end_all(key, origin_of(request)), status=202)
+
+    async def erased(self, request: Request, customer_id: str) -> Response:
+        key = await self._own(request, customer_id)
+        return answer(await self.erasure(key.customer_id))
+
+    def now(self, customer_id: str) -> Row:
+        """What a customer allows at this moment."""
+        return self._said(customer_id, self._consents.of(customer_id))
+
+    async def allow(self, body: ConsentBody, key: KeyRecord, origin: str) -> Row:
+        """What the customer of a key allows from now on, once the broker has it. Raises Problem."""
         consent = next_consent(
             self._consents.of(key.customer_id),
             key.customer_id,
@@ -82,46 +103,41 @@ class ConsentRoutes:
             expires_at_ms=round(body.expires_at.timestamp() * 1000) if body.expires_at is not None else 0,
             anonymization=body.anonymization_level or "",
             who=f"key {key.key_id}",
-            origin=origin_of(request),
+            origin=origin,
             now_ms=_now_ms(),
         )
         if 0 < consent.expires_at_ms <= consent.at_ms or consent.expires_at_ms < 0:
             detail = "expires_at lies in the past: leave it out, or set tier none"
             raise Problem(Code.MALFORMED, detail, violations=[fault("expires_at", "past", detail)])
         await self._publish(consent)
-        return answer(self._said(key.customer_id, consent))
+        return self._said(key.customer_id, consent)
 
-    async def history(self, request: Request, customer_id: str) -> Response:
-        key = await self._own(request, customer_id)
+    async def changes(self, customer_id: str) -> list[Row]:
+        """Every change, newest first."""
         audit = consent_audit.c
         query = (
             select(*(audit[name] for name in _AUDIT))
-            .where(audit.customer_id == key.customer_id)
+            .where(audit.customer_id == customer_id)
             .order_by(audit.log_offset.desc())
             .limit(_MOST_CHANGES)
         )
-        return answer({"changes": await read(self._reader, query)})
+        return await read(self._reader, query)
 
-    async def erase(self, request: Request, customer_id: str) -> Response:
-        """202 once the broker has it: from then on nothing older is written, and the role `etl` removes what is."""
-        key = await self._own(request, customer_id)
+    async def end_all(self, key: KeyRecord, origin: str) -> Row:
+        """Erase what is kept of the key's customer up to now. Returns once the broker has it."""
         consent = next_consent(
             self._consents.of(key.customer_id),
             key.customer_id,
             erase=True,
             who=f"key {key.key_id}",
-            origin=origin_of(request),
+            origin=origin,
             now_ms=_now_ms(),
         )
         await self._publish(consent)
-        done = await self._erasure(key.customer_id)
-        return answer({**done, "asked_before": _moment(consent.erased_before_ms)}, status=202)
+        return {**await self.erasure(key.customer_id), "asked_before": _moment(consent.erased_before_ms)}
 
-    async def erased(self, request: Request, customer_id: str) -> Response:
-        key = await self._own(request, customer_id)
-        return answer(await self._erasure(key.customer_id))
-
-    async def _erasure(self, customer_id: str) -> Row:
+    async def erasure(self, customer_id: str) -> Row:
+        """How far the newest erasure is, and what the log still holds of everybody for how long."""
         rows = await read(self._reader, select(erasures).where(erasures.c.customer_id == customer_id))
         found: Row = rows[0] if rows else {"state": "none", "erased_before": None, "removed": None, "finished_at": None}
         return {

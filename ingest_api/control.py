@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 from fastapi import Request, Response
@@ -70,6 +70,11 @@ class ControlRoute:
         """200 once the broker has the record: within a second from then no action reaches what it stops."""
         key = await self._keys.of(request)
         body = parse_body(await read_body(request, _LARGEST_BODY_BYTES), ControlBody)
+        content = await self.decide(body, key, origin_of(request))
+        return Response(orjson.dumps(content), media_type="application/json")
+
+    async def decide(self, body: ControlBody, key: KeyRecord, origin: str) -> dict[str, Any]:
+        """Stop or resume as somebody with this key wants it: the record as the log has it. Raises Problem."""
         try:
             target = self._target(body, key)
             who = f"{body.by} " if body.by else ""
@@ -84,14 +89,12 @@ class ControlRoute:
                 Code.MALFORMED, str(refusal), violations=[fault(refusal.field, "malformed", str(refusal))]
             ) from refusal
         try:
-            where = await asyncio.wait_for(
-                publish_control(self._publisher, control, origin=origin_of(request)), self._timeout_s
-            )
+            where = await asyncio.wait_for(publish_control(self._publisher, control, origin=origin), self._timeout_s)
         except TimeoutError as error:
             detail = f"Kafka has not confirmed the {body.action}: it may not hold, send it again"
             raise Problem(Code.UNAVAILABLE, detail, retry_after_s=1.0) from error
         log.warning("%s: %s", body.action, target, extra={"action": body.action, "reason": control.why})
-        content = {
+        return {
             "target": target,
             "stopped": control.stopped,
             "who": control.who,
@@ -99,7 +102,6 @@ class ControlRoute:
             "at_ms": where.timestamp_ms,
             "record": f"{where.topic}/{where.partition}/{where.offset}",
         }
-        return Response(orjson.dumps(content), media_type="application/json")
 
     def _target(self, body: ControlBody, key: KeyRecord) -> str:
         """Raises Problem for a target that is not the key's to touch, Reject for one that cannot be."""

@@ -71,10 +71,14 @@ class InferenceList(Span):
     )
 
 
-def page_query(wanted: InferenceList, customer_id: str) -> Select[Any]:
-    """One row more than a page has, so that it is known whether another one follows."""
+def page_query(wanted: InferenceList, customer_id: str | None) -> Select[Any]:
+    """One row more than a page has, so that it is known whether another one follows.
+
+    customer_id None: everybody's rows, which are for operators alone; each then says whose it is.
+    """
     log = inference_log.c
-    query = select(log.id, *(log[name] for name in _LISTED)).where(log.customer_id == customer_id)
+    query = select(log.id, *(log[name] for name in _LISTED))
+    query = query.add_columns(log.customer_id) if customer_id is None else query.where(log.customer_id == customer_id)
     for name in ("robot_id", "robot_type", "episode_id", "status", "code"):
         if (value := getattr(wanted, name)) is not None:
             query = query.where(log[name] == value)
@@ -87,6 +91,22 @@ def page_query(wanted: InferenceList, customer_id: str) -> Select[Any]:
         place = tuple_(literal(timestamp_of(int(milliseconds))), literal(uuid.UUID(row_id)))
         query = query.where(tuple_(log.created_at, log.id) < place)
     return query.order_by(log.created_at.desc(), log.id.desc()).limit(wanted.limit + 1)
+
+
+def row_query(row_id: uuid.UUID, customer_id: str | None) -> Select[Any]:
+    """One request whole, with the places of its records in the log. customer_id: as for `page_query`."""
+    log = inference_log.c
+    columns = (c for c in log if c.name not in ("instruction_embedding", "action_vector", "action_magnitude"))
+    query = select(*columns).where(log.id == row_id)
+    return query if customer_id is None else query.where(log.customer_id == customer_id)
+
+
+def page_of(rows: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], str | None]:
+    """What `page_query` found as one page, and the cursor of the next one; None: there is none."""
+    page = rows[:limit]
+    if len(rows) <= limit:
+        return page, None
+    return page, f"{round(page[-1]['created_at'].timestamp() * 1000)}-{page[-1]['id']}"
 
 
 def timestamp_of(milliseconds: int) -> datetime:
@@ -108,10 +128,7 @@ def build_router(keys: KeyRing, history: History, reader: Reader) -> APIRouter:
         key = await keys.of(request)
         wanted = parse_query(request, InferenceList)
         rows = await read(reader, page_query(wanted, key.customer_id))
-        page, following = rows[: wanted.limit], None
-        if len(rows) > wanted.limit:
-            last = page[-1]
-            following = f"{round(last['created_at'].timestamp() * 1000)}-{last['id']}"
+        page, following = page_of(rows, wanted.limit)
         return answer({"inferences": page, "next": following})
 
     @router.get(

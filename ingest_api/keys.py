@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from ingest_api.access import declared_scopes
 from ingest_api.key_stores import KeyCache, KeyRecord, KeyTable, reference_of_id
 from ingest_api.key_watch import KeyWatch
 from ingest_api.problems import Problem
-from ingest_api.tokens import Tokens
+from ingest_api.tokens import Claims, Tokens
 from runtime.errors import Unavailable
 from runtime.metrics import Metrics
 from schemas.codes import Code
@@ -110,8 +110,15 @@ class KeyRing:
         Raises Problem: 401 without a valid key, 403 for one that may not do this, 503 for a key that is not known
         while it cannot be looked up.
         """
+        return await self._counted(self._recognised(authorization, scope, origin), origin)
+
+    async def of_claims(self, claims: Claims, scope: Scope | None, *, origin: str) -> KeyRecord:
+        """The record of the key that a token of any audience names, with the token's scopes. Raises as above."""
+        return await self._counted(self._holder(claims, scope, origin), origin)
+
+    async def _counted(self, recognising: Awaitable[KeyRecord], origin: str) -> KeyRecord:
         try:
-            record = await self._recognised(authorization, scope, origin)
+            record = await recognising
         except Problem as problem:
             if problem.code in (Code.UNAUTHENTICATED, Code.FORBIDDEN):
                 self._metrics.key_refusals.labels(problem.code).inc()
@@ -135,6 +142,9 @@ class KeyRing:
         claims = self._tokens.read(text) if self._tokens is not None else None
         if claims is None:
             raise _unauthenticated("this is neither a key of this service, which begins with vla_, nor a valid token")
+        return await self._holder(claims, scope, origin)
+
+    async def _holder(self, claims: Claims, scope: Scope | None, origin: str) -> KeyRecord:
         record = await self._known_as(reference_of_id(claims.key_id))
         if record is None:
             raise _unauthenticated("the key of this token is gone: ask for a new token with another key")

@@ -27,35 +27,45 @@ def build_router(cards: CardSet, workers: LiveWorkers, group_lag: GroupLag) -> A
         responses=openapi.json_answer("Gpus", "every GPU with a live worker; a figure that is not known is null"),
     )
     async def gpu() -> dict[str, Any]:
-        beats = workers.live()
-        gpus = [_gpu(beat) for beat in beats if on_gpu(beat)]
-        cpu_workers = sum(beat.device == "cpu" for beat in beats)
-        remote_workers = len(beats) - len(gpus) - cpu_workers
-        elsewhere = f", {remote_workers} on a server of somebody else" if remote_workers else ""
-        detail = "" if gpus else f"no live worker has a GPU; {cpu_workers} run on a CPU{elsewhere}"
-        return {
-            "gpus": gpus,
-            "count": len(gpus),
-            "hosts": sorted({beat.host for beat in beats if beat.host}),
-            "cpu_workers": cpu_workers,
-            "remote_workers": remote_workers,
-            "detail": detail,
-        }
+        return gpus_document(workers)
 
     @router.get("/v1/monitoring/queue", tags=["monitoring"], summary="Requests that wait for a device")
     async def queue() -> dict[str, Any]:
-        deployments = [
-            queue_document(card, workers.live(card.deployment), group_lag.of(worker_group(card.deployment)))
-            for card in cards.models
-        ]
-        groups = {
-            group: {"lag": lag.records, "oldest_age_s": round(lag.oldest_age_s, 3), "throughput_per_s": lag.rate_per_s}
-            for group, lag in group_lag.all().items()
-        }
-        depth = sum(document["queue_depth"] for document in deployments)
-        return {"queue_depth": depth, "deployments": deployments, "consumer_groups": groups}
+        return queues_document(cards, workers, group_lag)
 
     return router
+
+
+def gpus_document(workers: LiveWorkers) -> dict[str, Any]:
+    """Every GPU with a live worker; a figure that is not known is None."""
+    beats = workers.live()
+    gpus = [_gpu(beat) for beat in beats if on_gpu(beat)]
+    cpu_workers = sum(beat.device == "cpu" for beat in beats)
+    remote_workers = len(beats) - len(gpus) - cpu_workers
+    elsewhere = f", {remote_workers} on a server of somebody else" if remote_workers else ""
+    detail = "" if gpus else f"no live worker has a GPU; {cpu_workers} run on a CPU{elsewhere}"
+    return {
+        "gpus": gpus,
+        "count": len(gpus),
+        "hosts": sorted({beat.host for beat in beats if beat.host}),
+        "cpu_workers": cpu_workers,
+        "remote_workers": remote_workers,
+        "detail": detail,
+    }
+
+
+def queues_document(cards: CardSet, workers: LiveWorkers, group_lag: GroupLag) -> dict[str, Any]:
+    """What waits for each deployment, and how far each consumer group is behind."""
+    deployments = [
+        queue_document(card, workers.live(card.deployment), group_lag.of(worker_group(card.deployment)))
+        for card in cards.models
+    ]
+    groups = {
+        group: {"lag": lag.records, "oldest_age_s": round(lag.oldest_age_s, 3), "throughput_per_s": lag.rate_per_s}
+        for group, lag in group_lag.all().items()
+    }
+    depth = sum(document["queue_depth"] for document in deployments)
+    return {"queue_depth": depth, "deployments": deployments, "consumer_groups": groups}
 
 
 def capacity_per_s(beats: Sequence[WorkerHeartbeat]) -> float:

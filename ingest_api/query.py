@@ -76,6 +76,11 @@ def parse_query(request: HTTPConnection, kind: type[ParametersT]) -> ParametersT
         if name in given:
             raise _refused([fault(name, "repeated", "name it once")])
         given[name] = value
+    return parsed(given, kind)
+
+
+def parsed(given: dict[str, str], kind: type[ParametersT]) -> ParametersT:
+    """Parameters by name as what they are to be. Raises Problem 400."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:

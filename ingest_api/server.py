@@ -18,6 +18,8 @@ import uvloop
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from ingest_api.app import Services, create_app
+from ingest_api.console.letter_desk import LetterDesk
+from ingest_api.console.log_frames import Log, console_settings
 from ingest_api.gateway import KafkaGateway
 from ingest_api.health import Dependency, Health
 from ingest_api.history import PostgresHistory
@@ -29,6 +31,7 @@ from ingest_api.sessions import Sessions
 from ingest_api.tenancy import build_tenancy
 from ingest_api.websocket import AbortingProtocol
 from runtime.consent import ConsentList
+from runtime.control import StopList
 from runtime.database import connect
 from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal, Unavailable
@@ -46,7 +49,7 @@ from runtime.traffic import TrafficTable
 from runtime.view import CompactedView
 from runtime.workers import LiveWorkers
 from schemas.card_files import CardError, load_cards
-from schemas.topics import CONSENT, EMBODIMENTS, REPLIES, REQUESTS, TRAFFIC, WORKERS
+from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, REPLIES, REQUESTS, TRAFFIC, WORKERS
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +112,11 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         CompactedView(build_view_consumer, TRAFFIC, traffic.update),
         CompactedView(build_view_consumer, EMBODIMENTS, robots.update),
     ]
+    # Of the console alone: requests are answered without it.
+    stops = StopList()
+    stop_view = CompactedView(build_view_consumer, CONTROL, stops.update)
+    console_log = Log.of(settings, f"{client_id}-console")
+    lifecycle.on_close("console log", console_log.close)
     gateway = KafkaGateway(
         publisher=publisher,
         build_consumer=partial(_reply_consumer, settings, f"{client_id}-replies"),
@@ -170,9 +178,13 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         topics=list(declared_topics(settings)),
         federate_targets=partial(targets_of, settings),
         group_lag=group_lag,
+        stops=stops,
+        stops_known=lambda: stop_view.ready,
+        log=console_log,
+        letters=LetterDesk(console_settings(settings)),
         tracing=tracing,
     )
-    way = _Way(gateway=gateway, views=views, producer=producer)
+    way = _Way(gateway=gateway, views=[*views, stop_view], producer=producer)
     lifecycle.on_close("group lag", look.close)
     look.start()
     connecting = asyncio.create_task(_connect(settings, lifecycle, way))

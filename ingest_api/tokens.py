@@ -16,7 +16,8 @@ from schemas.scopes import TOKEN_SCOPES, Scope
 
 _ALGORITHM = "HS256"
 _ISSUER = "vlastream"
-_AUDIENCE = "vlastream-api"
+#: Of the tokens that the REST routes and the WebSocket take.
+API_AUDIENCE = "vlastream-api"
 LONGEST_S = 3600
 #: A token that is longer was not made here.
 _LONGEST_TOKEN = 2048
@@ -29,20 +30,32 @@ class Claims:
 
 
 class Tokens:
-    """Makes and reads tokens. secret: at least 32 characters."""
+    """Makes and reads tokens of one audience; what was made for another one is no token here.
 
-    def __init__(self, secret: str, now: Callable[[], float] = time.time) -> None:
+    secret: at least 32 characters. scopes: those that a token of this audience may carry.
+    """
+
+    def __init__(
+        self,
+        secret: str,
+        now: Callable[[], float] = time.time,
+        *,
+        audience: str = API_AUDIENCE,
+        scopes: tuple[Scope, ...] = TOKEN_SCOPES,
+    ) -> None:
         self._secret = secret
         self._now = now
+        self._audience = audience
+        self._scopes = scopes
 
     def issue(self, key_id: str, customer_id: str, scopes: tuple[Scope, ...], ttl_s: int) -> tuple[str, int]:
-        """A token, and when it ends (Unix epoch, seconds). scopes: of TOKEN_SCOPES; ttl_s: at most LONGEST_S."""
-        if not 0 < ttl_s <= LONGEST_S or not set(scopes) <= set(TOKEN_SCOPES):
+        """A token, and when it ends (Unix epoch, seconds). scopes: of those given; ttl_s: at most LONGEST_S."""
+        if not 0 < ttl_s <= LONGEST_S or not set(scopes) <= set(self._scopes):
             raise ValueError("a token of this kind is never given")
         now_s = int(self._now())
         payload = {
             "iss": _ISSUER,
-            "aud": _AUDIENCE,
+            "aud": self._audience,
             "sub": customer_id,
             "key": key_id,
             "scope": " ".join(scopes),
@@ -61,7 +74,7 @@ class Tokens:
                 token,
                 self._secret,
                 algorithms=[_ALGORITHM],
-                audience=_AUDIENCE,
+                audience=self._audience,
                 issuer=_ISSUER,
                 # Times are judged by our own clock below.
                 options={
@@ -80,4 +93,4 @@ class Tokens:
         timely = begins_s - 60 <= now_s < ends_s and ends_s - begins_s <= LONGEST_S
         if not timely or not isinstance(key_id, str) or not isinstance(scope, str):
             return None
-        return Claims(key_id, tuple(word for word in scope.split() if word in set(TOKEN_SCOPES)))
+        return Claims(key_id, tuple(word for word in scope.split() if word in set(self._scopes)))

@@ -5,17 +5,22 @@ Stops and resumes (vla.control.v1) and consent (vla.consent.v1) are records of t
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping
 
+from runtime.errors import Unavailable
 from runtime.kafka import Record
+from runtime.publisher import Delivered, PublisherPort
 from schemas import headers as h
 from schemas.messages import AuditEvent, Consent, Control
+from schemas.topics import AUDIT
 
 #: Of keys and customers that nobody in particular used or guessed at.
 NOBODY = "nobody"
 _SOURCE = "operator@"
+_ACK_TIMEOUT_S = 5.0
 
 
 def event(
@@ -38,6 +43,22 @@ def event(
         origin=origin,
         details={name: str(value) for name, value in (details or {}).items()},
     )
+
+
+async def publish_event(publisher: PublisherPort, told: AuditEvent, *, source: str) -> Delivered:
+    """Write an event and wait until the broker has it. Raises Retry, Unavailable or Fatal.
+
+    source: the part of this system that it happened in, `ce_source`.
+    """
+    attributes = h.cloud_event(
+        event_type="vla.audit.v1", event_id=told.event_id, source=source, now_s=told.at_ms / 1000
+    )
+    key = told.customer_id.encode() or None
+    sent = publisher.send(AUDIT, told.SerializeToString(), key=key, headers=h.encode(attributes))
+    try:
+        return await asyncio.wait_for(sent, _ACK_TIMEOUT_S)
+    except TimeoutError as error:
+        raise Unavailable("Kafka has not confirmed the audit record: try again", retry_after_s=1.0) from error
 
 
 def control_source(origin: str) -> str:

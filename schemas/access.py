@@ -50,6 +50,8 @@ _ACCEPTED = f"vla.accepted.{EACH_DEPLOYMENT}.v1"
 _FLEET_USER_PREFIX = "fleet."
 #: May do everything: set-up, operators' commands. No role runs as it.
 ADMIN_USER = "admin"
+#: Reads single records of the log and the dead letters for the console's pages, and sends letters again.
+CONSOLE_USER = "console"
 
 
 class Operation(StrEnum):
@@ -97,17 +99,23 @@ def _letters(*topics: str) -> tuple[str, ...]:
 
 _SINK_READS = (OUTCOMES, FEEDBACK, EPISODES, _FLEET_EPISODES)
 
+#: Topics in which a record may die, so that a letter of theirs may be sent again.
+_MAY_DIE = (REQUESTS, _FLEET_REQUESTS, RESULTS, _ACCEPTED, *_SINK_READS, EMBEDDINGS, CONSENT, CONTROL, AUDIT)
+
 #: In the order of the flow. `etl` and `export` have no user: they read the lake and Postgres, not Kafka.
 ROLES = (
     RoleAccess(
         "api",
-        reads=(REPLIES, WORKERS, CONSENT, EMBODIMENTS, TRAFFIC),
+        reads=(REPLIES, WORKERS, CONSENT, CONTROL, EMBODIMENTS, TRAFFIC),
         # Its own replies: at start it proves the way there and back.
         writes=(REQUESTS, REPLIES, EPISODES, FEEDBACK, CONSENT, EMBODIMENTS, CONTROL, QUERIES, CUSTOMERS, AUDIT),
         # How far the others are behind: /health, /v1/monitoring/queue and what scales the workers.
         describes=(GATE_APP, worker_group(EACH_DEPLOYMENT), POSTGRES_GROUP, PARQUET_GROUP, EMBEDDER_GROUP),
         describes_topics=(_FLEET_REQUESTS, _ACCEPTED, RESULTS, OUTCOMES, EMBEDDINGS, _FLEET_EPISODES),
     ),
+    # Second user of the API's processes: what people look at in the console is not within the robots' path's reach.
+    # Operators read dead letters there and send them again, each back to the topic that it died in.
+    RoleAccess(CONSOLE_USER, reads=(REQUESTS, _FLEET_REQUESTS, OUTCOMES, *_letters(*_MAY_DIE)), writes=_MAY_DIE),
     RoleAccess(
         "gate",
         reads=(

@@ -13,7 +13,8 @@ from runtime.dlq.letters import Letter, Selection, parse_moment, parse_place
 from runtime.dlq.log import CLIENT_ID, LetterLog
 from runtime.dlq.pages import HEADING, line, page
 from runtime.dlq.purge import plan_purge
-from runtime.dlq.replay import Again, Unfit, again
+from runtime.dlq.replay import Unfit, again
+from runtime.dlq.sending import send_again
 from runtime.errors import Fatal
 from runtime.kafka import build_producer
 from runtime.metrics import Metrics
@@ -154,29 +155,16 @@ async def _replay(log: LetterLog, letters: Iterator[Letter], publisher: Publishe
     cluster = log.cluster()
     try:
         for letter in letters:
-            record = again(letter, cluster)
-            if isinstance(record, Unfit):
+            done = await send_again(letter, cluster, publisher)
+            if isinstance(done, Unfit):
                 unfit += 1
-                say(f"{letter.place} cannot be sent again: {record.why}")
-                continue
-            try:
-                place = await _send(publisher, record)
-            except Fatal as error:
-                unfit += 1
-                say(f"{letter.place} was not taken: {error}")
-                continue
-            sent[record.topic] += 1
-            say(f"{letter.place} sent again as {place}")
+                say(f"{letter.place} {done.why}")
+            else:
+                sent[done.topic] += 1
+                say(f"{letter.place} sent again as {done}")
     finally:
         by_topic = "".join(f", {number} to {topic}" for topic, number in sorted(sent.items()))
         say(f"{sent.total()} sent again{by_topic}; {unfit} refused")
         if sent[OUTCOMES]:
             say("note: a sink that has written a later outcome of the same partition passes over an earlier one")
     return unfit
-
-
-async def _send(publisher: Publisher, record: Again) -> str:
-    where = await publisher.send(
-        record.topic, record.value, key=record.key, headers=record.headers, partition=record.partition
-    )
-    return f"{where.topic}/{where.partition}/{where.offset}"

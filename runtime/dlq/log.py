@@ -13,6 +13,7 @@ from runtime.errors import Fatal, Unavailable
 from runtime.kafka import build_admin, build_consumer, check_consumed, end_positions, record_of, wait_for_kafka
 from runtime.lifecycle import Deadline
 from runtime.settings import Settings
+from schemas.headers import Source
 from schemas.topics import DEAD_LETTER_SUFFIX, RESULTS
 
 CLIENT_ID = "vlastream-dlq"
@@ -33,20 +34,33 @@ class LetterLog:
     def close(self) -> None:
         self._consumer.close()
 
-    def read(self, selection: Selection) -> Iterator[Letter]:
+    def topics(self) -> list[str]:
+        """Dead letter topics that there are, as far as this user may see them."""
+        return [topic for topic in sorted(self._partitions()) if topic.endswith(DEAD_LETTER_SUFFIX)]
+
+    def read(self, selection: Selection, newest: int | None = None) -> Iterator[Letter]:
         """Every letter of the topics that a selection can mean, up to their present end, partition by partition.
 
-        Letters that the selection does not match are among them. Raises Fatal where it names a topic that has no
-        dead letters.
+        newest: so many of each partition at most. Letters that the selection does not match are among them. Raises
+        Fatal where it names a topic that has no dead letters.
         """
-        topics = [topic for topic in sorted(self._partitions()) if topic.endswith(DEAD_LETTER_SUFFIX)]
+        topics = self.topics()
         wanted = [topic for topic in topics if topic.startswith(_TOPIC_PREFIX) and selection.wants_topic(topic)]
         for name in selection.topics:
             if not any(topic in (name, name + DEAD_LETTER_SUFFIX) for topic in topics):
                 raise Fatal(f"{name} has no dead letter topic: see `vlastream topics list`")
         for topic in wanted:
             for partition, end in end_positions(self._consumer, topic).items():
-                yield from self._read_partition(topic, partition, end)
+                start = 0 if newest is None else max(end - newest, 0)
+                yield from self._read_partition(topic, partition, start, end)
+
+    def at(self, place: Source) -> Letter | None:
+        """The one letter that lies there; None where there is none, or no more."""
+        if not place.topic.endswith(DEAD_LETTER_SUFFIX) or place.partition >= self._partitions().get(place.topic, 0):
+            return None
+        end = end_positions(self._consumer, place.topic)[place.partition]
+        found = self._read_partition(place.topic, place.partition, place.offset, min(end, place.offset + 1))
+        return next((letter for letter in found if letter.place == place), None)
 
     def cluster(self) -> Cluster:
         """What `again` has to know, as of now."""
@@ -63,10 +77,11 @@ class LetterLog:
             except KafkaException as error:
                 raise Unavailable(f"{place.topic}/{place.partition} was not purged: {error.args[0].str()}") from error
 
-    def _read_partition(self, topic: str, partition: int, end: int) -> Iterator[Letter]:
+    def _read_partition(self, topic: str, partition: int, start: int, end: int) -> Iterator[Letter]:
         place = TopicPartition(topic, partition)
         try:
-            next_offset, _ = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+            first, _ = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+            next_offset = max(first, start)
         except KafkaException as error:
             raise Unavailable(f"{topic}/{partition} cannot be read: {error.args[0].str()}") from error
         if next_offset >= end:

@@ -37,10 +37,21 @@ def page(letter: Letter) -> Iterator[str]:
     yield printable(f"record   {letter.source or 'not known: the letter lacks its headers'}{appended}")
     yield printable(f"key      {_text(letter.key)}")
     yield "headers"
-    for name, value in letter.raw_headers:
-        first, *more = _text(value).split("\\n")
-        yield printable(f"  {name}: {first}")
-        yield from (printable(f"    {part}") for part in more)
+    for name, lines in header_lines(letter):
+        yield f"  {name}: {lines[0]}"
+        yield from (f"    {part}" for part in lines[1:])
+    yield from value_page(letter)
+
+
+def header_lines(letter: Letter) -> list[tuple[str, list[str]]]:
+    """Name and lines, at least one, of every header."""
+    return [
+        (printable(name), [printable(part) for part in _text(value).split("\\n")]) for name, value in letter.raw_headers
+    ]
+
+
+def value_page(letter: Letter) -> Iterator[str]:
+    """What the value is, then as the message that it should be, or in hex."""
     value = letter.value or b""
     cut = f", {letter.cut_bytes} more were cut off" if letter.cut_bytes else ""
     message = _decoded(letter)

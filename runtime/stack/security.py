@@ -8,7 +8,7 @@ from functools import cached_property
 from runtime.errors import Fatal
 from runtime.stack.certificates import Certificates
 from runtime.stack.layout import Layout, read_json, write_json
-from schemas.access import ADMIN_USER, ROLES, fleet_user
+from schemas.access import ADMIN_USER, CONSOLE_USER, ROLES, fleet_user
 from schemas.database_access import DATABASE_ROLES
 
 #: The broker's own name among the users, for what it asks of itself.
@@ -61,6 +61,15 @@ class StackSecurity:
             "kafka_sasl_password": self.password(user),
             "kafka_ssl_ca_location": str(self.certificates.ca),
             "s3_ca_bundle": str(self.certificates.ca),
+        }
+
+    def second_user(self, user: str) -> dict[str, str]:
+        """What the API's processes need besides: the user that the console reads the log with."""
+        if user != "api":
+            return {}
+        return {
+            "console_kafka_sasl_username": CONSOLE_USER,
+            "console_kafka_sasl_password": self.password(CONSOLE_USER),
         }
 
     def fleet_credentials(self) -> dict[str, dict[str, str]]:

@@ -256,7 +256,8 @@ class Stack:
             return {}
         if user not in self._security.users:
             return {"S3_CA_BUNDLE": str(self._security.certificates.ca)}
-        return {name.upper(): value for name, value in self._security.kafka_settings(user).items()}
+        settings = self._security.kafka_settings(user) | self._security.second_user(user)
+        return {name.upper(): value for name, value in settings.items()}
 
     def _identity_of(self, role: Role) -> dict[str, str]:
         return self._identity(role.user) | self._database_identity(role.user)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.stack import Stack
 from tests.collector import Collector
+from tests.e2e.console_browser import launched
 from tests.e2e.running_stack import SALT, RunningStack
 
 
@@ -43,3 +45,10 @@ def stack(
 def settings(stack: RunningStack) -> Settings:
     """Settings of a command that is typed beside the stack."""
     return stack.settings
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A real browser, for the tests of the console."""
+    with launched() as browser:
+        yield browser

@@ -16,6 +16,8 @@ from sqlalchemy import Executable, NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 from ingest_api.app import Services, create_app
+from ingest_api.console.letter_desk import Pile, entry_of
+from ingest_api.console.log_frames import Place
 from ingest_api.customer_admin import CustomerAdmin
 from ingest_api.gateway import Question
 from ingest_api.health import Dependency, Health
@@ -27,10 +29,14 @@ from ingest_api.replies import Reply
 from ingest_api.sessions import Sessions
 from ingest_api.tokens import Tokens
 from runtime.consent import ConsentList
+from runtime.control import StopList
 from runtime.database import Database
+from runtime.dlq.letters import Letter
+from runtime.dlq.replay import Cluster, Unfit, again
 from runtime.embodiments import RobotTypes
 from runtime.errors import Unavailable
-from runtime.group_lag import GroupLag, Place, watched_groups
+from runtime.group_lag import GroupLag, watched_groups
+from runtime.group_lag import Place as Partition
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.targets import Target
@@ -39,6 +45,7 @@ from runtime.topic_admin import declared_topics
 from runtime.tracing import NoTracing, Tracing
 from runtime.traffic import TrafficTable
 from runtime.workers import LiveWorkers
+from schemas.headers import Source
 from schemas.messages import (
     ActionChunk,
     ActionMatrix,
@@ -210,18 +217,18 @@ class ScriptedOffsets:
         self.appended: dict[tuple[str, int], int] = {}
         self.away = False
 
-    def places(self, topics: Iterable[str]) -> list[Place]:
+    def places(self, topics: Iterable[str]) -> list[Partition]:
         if self.away:
             raise Unavailable("away")
         return [(topic, 0) for topic in topics if topic in self.logs]
 
-    def committed(self, group: str) -> dict[Place, int]:
+    def committed(self, group: str) -> dict[Partition, int]:
         return {(topic, 0): offset for (name, topic), offset in self.commits.items() if name == group}
 
-    def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+    def bounds(self, places: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         return {place: self.logs[place[0]] for place in places}
 
-    def appended_at_ms(self, offsets: Mapping[Place, int]) -> dict[Place, int]:
+    def appended_at_ms(self, offsets: Mapping[Partition, int]) -> dict[Partition, int]:
         asked = {place: (place[0], offset) for place, offset in offsets.items()}
         return {place: self.appended[key] for place, key in asked.items() if key in self.appended}
 
@@ -234,6 +241,61 @@ class ScriptedEmbedder:
         if self.away:
             raise Unavailable("no embedder answers")
         return [1.0] + [0.0] * 383
+
+
+class HeldLog:
+    """Records that the log still has, by their places."""
+
+    def __init__(self) -> None:
+        self.requests: dict[Source, InferenceRequest] = {}
+        self.outcomes: dict[Source, Outcome] = {}
+        self.asked: list[Place] = []
+        self.away = ""
+
+    async def request(self, place: Place) -> InferenceRequest | None:
+        self._ask(place)
+        return self.requests.get(place.source)
+
+    async def outcome(self, place: Place) -> Outcome | None:
+        self._ask(place)
+        return self.outcomes.get(place.source)
+
+    def _ask(self, place: Place) -> None:
+        self.asked.append(place)
+        if self.away:
+            raise Unavailable(self.away)
+
+
+class HeldLetters:
+    """Dead letters that can still be read, and what was sent again."""
+
+    def __init__(self, *letters: Letter) -> None:
+        self.held = list(letters)
+        self.sent: list[Letter] = []
+        self.away = ""
+
+    async def pile(self, topic: str) -> Pile:
+        self._check()
+        meant = [letter for letter in self.held if topic in ("", letter.topic)]
+        entries = sorted(map(entry_of, meant), key=lambda entry: entry.died_at_ms, reverse=True)
+        return Pile(sorted({letter.topic for letter in self.held}), entries)
+
+    async def at(self, places: Sequence[Source]) -> tuple[list[Letter], Cluster]:
+        self._check()
+        by_place = {letter.place: letter for letter in self.held}
+        partitions = {letter.topic: 4 for letter in self.held}
+        found = [by_place[place] for place in places if place in by_place]
+        return found, Cluster(partitions=partitions, results_ends={})
+
+    async def send(self, letters: Sequence[Letter], cluster: Cluster) -> list[Source | Unfit]:
+        self._check()
+        self.sent += letters
+        fits = [again(letter, cluster) for letter in letters]
+        return [fit if isinstance(fit, Unfit) else Source(fit.topic, fit.partition, 100) for fit in fits]
+
+    def _check(self) -> None:
+        if self.away:
+            raise Unavailable(self.away)
 
 
 def chunk_outcome(request: InferenceRequest, **changes: Any) -> Outcome:
@@ -306,6 +368,10 @@ class Api:
     clock: ManualClock = field(default_factory=ManualClock)
     tracing: Tracing = field(default_factory=NoTracing)
     offsets: ScriptedOffsets = field(default_factory=ScriptedOffsets)
+    stops: StopList = field(default_factory=StopList)
+    stops_known: bool = True
+    log: HeldLog = field(default_factory=HeldLog)
+    letters: HeldLetters = field(default_factory=HeldLetters)
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
@@ -357,6 +423,10 @@ class Api:
             topics=list(declared_topics(self.settings)),
             federate_targets=lambda: self.targets,
             group_lag=self.group_lag,
+            stops=self.stops,
+            stops_known=lambda: self.stops_known,
+            log=self.log,
+            letters=self.letters,
             tracing=self.tracing,
         )
         self.app = create_app(self.settings, services)

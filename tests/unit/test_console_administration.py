@@ -1,0 +1,337 @@
+"""Keys, consent and dead letters in the console: who may, what is asked before, what is kept of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import Connection, create_engine
+
+from runtime.database import Database
+from runtime.errors import Unavailable
+from schemas.messages import AuditEvent, Consent
+from schemas.scopes import DEFAULT_SCOPES, Scope
+from schemas.topics import AUDIT, CONSENT
+from tests.unit.api_case import CUSTOMER, Api, DictKeys, HeldLetters, key_record
+from tests.unit.console_case import Visitor, console_api, session_of, visiting
+from tests.unit.test_console_pages import HOSTILE
+from tests.unit.test_dlq import dead, letter
+
+OPERATOR = tuple(Scope)
+KEY_ID = "00000000-0000-4000-8000-00000000000a"
+
+
+def operators(*letters: Any, audit: bool = True) -> Api:
+    """A console with dead letters, and a key that may everything."""
+    api = console_api(table=DictKeys(key_record(scopes=OPERATOR)), letters=HeldLetters(*letters))
+    if audit:
+        api.broker.create_topic(AUDIT, 1)
+    return api
+
+
+def told(api: Api) -> list[AuditEvent]:
+    return [AuditEvent.FromString(record.value or b"") for record in api.broker.records(AUDIT)]
+
+
+async def text_at(visitor: Visitor, path: str, status: int = 200) -> str:
+    answer = await visitor.get(path)
+    assert answer.status_code == status, answer.text
+    return answer.text
+
+
+# --- dead letters
+
+
+async def test_dead_letters_are_listed_and_filtered() -> None:
+    api = operators(letter(offset=1), letter(dead("vla.results.v1"), offset=2, reason="forged"))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        text = await text_at(visitor, "/console/dead-letters")
+        assert "vla.requests.v1.dlq/0/1" in text
+        assert "vla.results.v1.dlq/0/2" in text
+        text = await text_at(visitor, "/console/dead-letters?topic=vla.results.v1&reason=forged")
+        assert "vla.requests.v1.dlq/0/1" not in text
+        assert "vla.results.v1.dlq/0/2" in text
+        assert "None: every stage" in await text_at(visitor, "/console/dead-letters?reason=nothing")
+
+
+@pytest.mark.parametrize("path", ["", "/replay", "/vla.requests.v1.dlq/0/1"])
+async def test_dead_letters_are_for_operators_alone(path: str) -> None:
+    api = operators(letter(offset=1))
+    async with visiting(api, session_of(DEFAULT_SCOPES)) as visitor:
+        assert "arm-1" not in await text_at(visitor, f"/console/dead-letters{path}", 403)
+
+
+async def test_a_letter_shows_its_headers_and_what_it_holds() -> None:
+    async with visiting(operators(letter(offset=1)), session_of(OPERATOR)) as visitor:
+        text = await text_at(visitor, "/console/dead-letters/vla.requests.v1.dlq/0/1")
+        for part in ("undecodable", "request_gate", "vla.requests.v1/2/9", "000000  ff 00", "__connect.errors.topic"):
+            assert part in text
+
+
+@pytest.mark.parametrize("place", [
+    "vla.requests.v1.dlq/0/2", "vla.requests.v1/0/1", "vla.requests.v1.dlq/-1/0", "x.dlq/0/1",
+    "vla.requests.v1.dlq/0/x", "vla.a.dlq/0/9" + "9" * 30,
+])  # fmt: skip
+async def test_where_no_letter_lies_nothing_is_shown(place: str) -> None:
+    async with visiting(operators(letter(offset=1)), session_of(OPERATOR)) as visitor:
+        await text_at(visitor, f"/console/dead-letters/{place}", 404)
+        await text_at(visitor, f"/console/dead-letters/replay?place={place}", 404)
+
+
+async def test_hostile_bytes_of_a_letter_are_text() -> None:
+    hostile = dead(key=HOSTILE.encode(), value=HOSTILE.encode(), raw_headers=[(HOSTILE, HOSTILE.encode())])
+    api = operators(letter(hostile, offset=1, reason=HOSTILE))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        for path in ("", "/vla.requests.v1.dlq/0/1", "/replay"):
+            assert "<script>alert" not in await text_at(visitor, f"/console/dead-letters{path}")
+
+
+async def test_sending_again_asks_first_and_tells_what_cannot_be_sent() -> None:
+    api = operators(letter(offset=1), letter(offset=2, cut=9))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        text = await text_at(visitor, "/console/dead-letters/replay")
+        assert 'value="vla.requests.v1.dlq/0/1"' in text
+        assert "9 bytes of its value were cut off" in text
+    assert api.letters.sent == []
+
+
+async def test_what_was_confirmed_is_sent_and_nothing_else() -> None:
+    api = operators(letter(offset=1), letter(offset=2))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay?place=vla.requests.v1.dlq/0/2")
+        answer = await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/2"})
+        assert answer.status_code == 200
+        assert "vla.requests.v1/2/100" in answer.text
+    assert [str(each.place) for each in api.letters.sent] == ["vla.requests.v1.dlq/0/2"]
+
+
+async def test_a_replay_is_in_the_audit_log_with_who_what_and_from_where() -> None:
+    api = operators(letter(offset=1))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay")
+        await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/1"})
+    began, ended = told(api)
+    for each, action in ((began, "dlq.replay"), (ended, "dlq.replayed")):
+        assert (each.action, each.actor, each.origin) == (action, f"key k-1 of {CUSTOMER}", "127.0.0.1")
+        assert each.details["places"] == "vla.requests.v1.dlq/0/1"
+        assert each.at_ms > 0
+    assert (ended.details["sent"], ended.details["refused"]) == ("1", "0")
+
+
+async def test_without_the_audit_log_nothing_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*args: object, **options: object) -> None:
+        raise Unavailable("Kafka is away")
+
+    api = operators(letter(offset=1))
+    monkeypatch.setattr(api.publisher, "send", away)
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay")
+        answer = await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/1"})
+        assert answer.status_code == 503
+    assert api.letters.sent == []
+
+
+@pytest.mark.parametrize(
+    "places", ["", "x", "vla.requests.v1/0/1", "vla.requests.v1.dlq/0/1 x", "vla.requests.v1.dlq/0/1 " * 51]
+)
+async def test_a_replay_names_letters_by_their_places(places: str) -> None:
+    api = operators(letter(offset=1))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay")
+        assert (await visitor.send("/console/dead-letters/replay", {"places": places})).status_code == 400
+    assert (api.letters.sent, told(api)) == ([], [])
+
+
+@pytest.mark.parametrize("csrf", ["", "0" * 64])
+async def test_a_replay_that_a_stranger_sends_does_nothing(csrf: str) -> None:
+    api = operators(letter(offset=1))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        fields = {"places": "vla.requests.v1.dlq/0/1", "csrf": csrf}
+        assert (await visitor.send("/console/dead-letters/replay", fields)).status_code == 403
+    assert (api.letters.sent, told(api)) == ([], [])
+
+
+async def test_without_a_user_in_kafka_the_page_says_what_is_missing() -> None:
+    api = operators()
+    api.letters.away = "set CONSOLE_KAFKA_SASL_USERNAME"
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        assert "set CONSOLE_KAFKA_SASL_USERNAME" in await text_at(visitor, "/console/dead-letters")
+
+
+# --- keys
+
+
+class KeyRows(Database):
+    """A Postgres with one active key of the customer's, and what was written into it."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__(create_engine("postgresql+psycopg://"))
+        self.held = SimpleNamespace(**{
+            "id": uuid.UUID(KEY_ID), "customer_id": CUSTOMER, "prefix": "vla_abcdefgh", "key_hash": "h",
+            "name": HOSTILE, "scopes": list(DEFAULT_SCOPES), "rate_limit": None, "is_active": True, "expires_at": None,
+            "last_used_at": None, "created_at": datetime(2026, 1, 31, tzinfo=UTC), **changes,
+        })  # fmt: skip
+        self.written: list[str] = []
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        yield cast(Connection, self)
+
+    def execute(self, statement: Any) -> Any:
+        text = str(statement)
+        if not text.startswith("SELECT"):
+            self.written.append(text.partition(" SET ")[0].partition(" (")[0])
+        return SimpleNamespace(all=lambda: [self.held], one=lambda: self.held, scalar_one=lambda: 1)
+
+
+def with_keys(**changes: Any) -> tuple[Api, KeyRows]:
+    rows = KeyRows(**changes)
+    return console_api(database=rows), rows
+
+
+async def test_keys_are_listed_with_a_hostile_name_as_text() -> None:
+    api, _ = with_keys()
+    async with visiting(api, session_of()) as visitor:
+        text = await text_at(visitor, "/console/keys")
+        assert "vla_abcdefgh" in text
+        assert "<script>alert" not in text
+
+
+async def test_a_new_key_is_shown_once_and_kept_by_no_cache() -> None:
+    api, rows = with_keys(name="line 3")
+    async with visiting(api, session_of()) as visitor:
+        await visitor.get("/console/keys")
+        fields = {"name": "line 3", "scope.read": "on", "days": "30", "rate_limit": "60"}
+        answer = await visitor.send("/console/keys", fields)
+        assert answer.status_code == 201
+        assert 'id="made" value="vla_' in answer.text
+        assert "no-store" in answer.headers["cache-control"]
+        assert 'id="made"' not in await text_at(visitor, "/console/keys")
+    assert any("api_keys" in text for text in rows.written)
+
+
+@pytest.mark.parametrize(("fields", "part"), [
+    ({"days": "30"}, "a key without a scope opens nothing"),
+    ({"days": "31", "scope.read": "on"}, "choose when the key ends"),
+    ({"days": "", "scope.read": "on", "rate_limit": "-5"}, "whole number"),
+    ({"days": "", "scope.admin": "on"}, "your own key lacks the scope admin"),
+    ({"days": "", "scope.read": "on", "name": "a\nb"}, "printable characters"),
+])  # fmt: skip
+async def test_a_key_that_cannot_be_is_not_made(fields: dict[str, str], part: str) -> None:
+    api, rows = with_keys()
+    async with visiting(api, session_of()) as visitor:
+        await visitor.get("/console/keys")
+        answer = await visitor.send("/console/keys", fields)
+        assert answer.status_code in (400, 403, 422)
+        assert part in answer.text.lower()
+    assert rows.written == []
+
+
+async def test_revoking_asks_first_and_says_when_it_is_ones_own() -> None:
+    api, rows = with_keys()
+    api.table.add(key_record(key_id=KEY_ID))
+    async with visiting(api, session_of(key_id=KEY_ID)) as visitor:
+        text = await text_at(visitor, f"/console/keys/{KEY_ID}/revoke")
+        assert "You are logged in with this very key" in text
+        assert rows.written == []
+        answer = await visitor.send(f"/console/keys/{KEY_ID}/revoke", {})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/console/keys?done=revoked")
+    assert any("api_keys" in text for text in rows.written)
+
+
+async def test_rotating_shows_the_new_key_once() -> None:
+    api, _ = with_keys()
+    async with visiting(api, session_of()) as visitor:
+        await text_at(visitor, f"/console/keys/{KEY_ID}/rotate")
+        answer = await visitor.send(f"/console/keys/{KEY_ID}/rotate", {"grace_s": "3600"})
+        assert answer.status_code == 201
+        assert 'id="made" value="vla_' in answer.text
+        assert (await visitor.send(f"/console/keys/{KEY_ID}/rotate", {"grace_s": "7"})).status_code == 400
+
+
+@pytest.mark.parametrize("action", ["rotate", "revoke"])
+@pytest.mark.parametrize("held", [{}, {"is_active": False, "id": uuid.UUID(int=0, version=4)}])
+async def test_a_key_that_is_none_of_ones_own_is_neither_rotated_nor_revoked(action: str, held: dict[str, Any]) -> None:
+    api, rows = with_keys(**held)
+    async with visiting(api, session_of()) as visitor:
+        await visitor.get("/console/keys")
+        path = f"/console/keys/{uuid.UUID(int=0, version=4)}/{action}"
+        assert (await visitor.get(path)).status_code == 404
+        assert (await visitor.send(path, {"grace_s": "0"})).status_code == 404
+    assert rows.written == []
+
+
+# --- consent
+
+
+async def test_consent_is_shown_and_changed_after_a_look_at_the_change() -> None:
+    api = console_api()
+    async with visiting(api, session_of()) as visitor:
+        assert "the installation" in await text_at(visitor, "/console/consent")
+        end = (datetime.now(UTC) + timedelta(days=40)).date().isoformat()
+        fields = {"tier": "full", "ends_on": end, "anonymization_level": "full"}
+        answer = await visitor.send("/console/consent/change", fields)
+        assert answer.status_code == 200
+        assert "pixels too" in answer.text
+        assert api.broker.records(CONSENT) == []
+        api.consents.update(CUSTOMER.encode(), Consent(tier="none", version=1).SerializeToString(), 0)
+        answer = await visitor.send("/console/consent", fields)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/console/consent?done=changed")
+    (record,) = api.broker.records(CONSENT)
+    consent = Consent.FromString(record.value or b"")
+    assert (consent.customer_id, consent.tier, consent.anonymization, consent.who) == (
+        CUSTOMER,
+        "full",
+        "full",
+        "key k-1",
+    )
+    assert datetime.fromtimestamp(consent.expires_at_ms / 1000, UTC).date().isoformat() == end
+
+
+@pytest.mark.parametrize("fields", [
+    {"tier": "everything"}, {}, {"tier": "full", "ends_on": "2020-01-01"}, {"tier": "full", "ends_on": "soon"},
+    {"tier": "full", "anonymization_level": "some"},
+])  # fmt: skip
+@pytest.mark.parametrize("path", ["/console/consent", "/console/consent/change"])
+async def test_a_consent_that_cannot_be_is_not_written(path: str, fields: dict[str, str]) -> None:
+    api = console_api()
+    async with visiting(api, session_of()) as visitor:
+        await visitor.get("/console/consent")
+        answer = await visitor.send(path, fields)
+        assert answer.status_code == 400
+        assert 'role="alert"' in answer.text
+    assert api.broker.records(CONSENT) == []
+
+
+async def test_an_erasure_takes_a_typed_word() -> None:
+    api = console_api()
+    async with visiting(api, session_of()) as visitor:
+        assert "for good" in await text_at(visitor, "/console/consent/erase")
+        assert (await visitor.send("/console/consent/erase", {"word": "yes"})).status_code == 400
+        assert api.broker.records(CONSENT) == []
+        answer = await visitor.send("/console/consent/erase", {"word": "Erase"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/console/consent?done=erasing")
+    (record,) = api.broker.records(CONSENT)
+    consent = Consent.FromString(record.value or b"")
+    assert (consent.customer_id, consent.erased_before_ms > 0) == (CUSTOMER, True)
+
+
+async def test_consent_of_another_customer_is_out_of_reach() -> None:
+    api = console_api()
+    async with visiting(api, session_of()) as visitor:
+        await visitor.get("/console/consent?customer=customer-2")
+        await visitor.send("/console/consent?customer=customer-2", {"tier": "full", "customer_id": "customer-2"})
+    (record,) = api.broker.records(CONSENT)
+    assert record.key == CUSTOMER.encode()
+
+
+async def test_without_postgres_the_consent_that_holds_is_still_shown() -> None:
+    api = console_api()
+    api.reader.away = True
+    async with visiting(api, session_of()) as visitor:
+        assert "Postgres does not answer" in await text_at(visitor, "/console/consent")
