@@ -317,6 +317,7 @@ def _console(services: Services) -> ConsoleServices:
         letters=services.letters,
         embedder=services.embedder,
         key_admin=services.key_admin,
+        customers=services.customers,
         consents=services.consents,
         topics=services.topics,
     )

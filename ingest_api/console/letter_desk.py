@@ -22,6 +22,7 @@ from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
 from schemas.headers import Source
+from schemas.topics import DEAD_LETTER_SUFFIX
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ _CLIENT_ID = "vlastream-console-letters"
 #: Letters of each partition that a list is made from, the newest: a topic full of frames is no page.
 NEWEST = 50
 _FLUSH_S = 10.0
+_NOTHING_SEEN = "this user of Kafka sees no dead letter topic: `vlastream topics apply --acls` makes and shows them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,9 @@ class LetterDesk:
         chosen = Selection(topics=(topic,) if topic else ())
 
         def look(log: LetterLog) -> Pile:
-            topics = [name.removesuffix(".dlq") for name in log.topics()]
+            topics = [name.removesuffix(DEAD_LETTER_SUFFIX) for name in log.topics()]
+            if not topics:
+                raise Unavailable(_NOTHING_SEEN)
             if topic and topic not in topics:
                 return Pile(topics, [])
             entries = [entry_of(letter) for letter in log.read(chosen, newest=NEWEST)]

@@ -11,6 +11,7 @@ from ingest_api.consent import ConsentRoutes
 from ingest_api.console.assets import Assets
 from ingest_api.console.consent import ConsentPage
 from ingest_api.console.control import ControlPage
+from ingest_api.console.customers import CustomersPage
 from ingest_api.console.dead_letters import DeadLetterPages
 from ingest_api.console.episodes import EpisodePages
 from ingest_api.console.fleet import FleetPage
@@ -23,6 +24,7 @@ from ingest_api.console.requests import RequestPages
 from ingest_api.console.search import SearchPages
 from ingest_api.console.session import ROOT, Doorkeeper
 from ingest_api.control import ControlRoute
+from ingest_api.customer_admin import CustomerAdmin
 from ingest_api.key_admin import KeyAdmin
 from ingest_api.keys import KeyRing
 from ingest_api.reading import Reader
@@ -56,6 +58,7 @@ class ConsoleServices:
     letters: LetterPort
     embedder: QueryEmbedder
     key_admin: KeyAdmin
+    customers: CustomerAdmin
     consents: ConsentList
     topics: list[Topic]
 
@@ -103,4 +106,5 @@ def _more(frame: Frame, settings: Settings, services: ConsoleServices) -> None:
         topics=services.topics,
     )
     ConsentPage(frame, routes=routes)
+    CustomersPage(frame, customers=services.customers, reader=reader)
     DeadLetterPages(frame, letters=services.letters, publisher=services.publisher)

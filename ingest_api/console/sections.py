@@ -26,5 +26,6 @@ SECTIONS = (
     Section("control", f"{ROOT}/control", "Stop and resume", Scope.CONTROL),
     Section("keys", f"{ROOT}/keys", "Keys", Scope.KEYS),
     Section("consent", f"{ROOT}/consent", "Consent", Scope.READ),
+    Section("customers", f"{ROOT}/customers", "Customers", Scope.ADMIN),
     Section("dead-letters", f"{ROOT}/dead-letters", "Dead letters", Scope.ADMIN),
 )

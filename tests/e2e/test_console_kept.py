@@ -221,7 +221,13 @@ def test_no_page_has_a_barrier_or_is_wider_than_its_window(
     chromium: Browser, stack: RunningStack, key: str, request_id: str, letter: str, size: dict[str, int], scheme: str
 ) -> None:
     paths = ["/console/episodes", PATH, "/console/search", "/console/search?q=reach the red block"]
-    paths += [f"/console/search?like={request_id}", "/console/keys", "/console/consent", "/console/consent/erase"]
+    paths += [
+        f"/console/search?like={request_id}",
+        "/console/keys",
+        "/console/consent",
+        "/console/consent/erase",
+        "/console/customers",
+    ]
     paths += ["/console/dead-letters", "/console/dead-letters/replay"]
     with window(chromium, stack, size=size, scheme=scheme) as console:
         page = console.log_in(key, "/console/dead-letters")

@@ -17,14 +17,25 @@ import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined] # re-exported without __all__
 
+from ingest_api.console.letter_desk import LetterDesk
 from robot_client import Observation, RobotClient
 from robot_client.kafka import KafkaTransport
 from runtime.acls import apply_acls
-from runtime.errors import Fatal
+from runtime.dead_letters import write_dead_letter
+from runtime.errors import Fatal, Poison, Unavailable
 from runtime.fleets.commands import add_fleet, list_fleets, remove_fleet
 from runtime.group_lag import GroupLag, KafkaOffsets, watched_groups
-from runtime.kafka import build_admin, build_consumer, build_producer, client_config, end_positions, security_config
+from runtime.kafka import (
+    Record,
+    build_admin,
+    build_consumer,
+    build_producer,
+    client_config,
+    end_positions,
+    security_config,
+)
 from runtime.metrics import Metrics
+from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.stack.kafka import QUICK_START, Kafka
 from runtime.stack.layout import Layout
@@ -33,8 +44,9 @@ from runtime.topic_admin import apply_all, declared_topics
 from schemas import headers as h
 from schemas.access import ROLES, Operation, Resource, fleet_user, role_grants
 from schemas.card_files import load_cards
+from schemas.headers import Source
 from schemas.messages import InferenceRequest, Outcome
-from schemas.topics import OUTCOMES, REPLIES, replies_topic, requests_topic, worker_group
+from schemas.topics import OUTCOMES, REPLIES, RESULTS, replies_topic, requests_topic, worker_group
 from tests.embedded import running
 from tests.fleet_log import InstantWorker, request
 from tests.integration.test_gate_takeover import GateProcess, wait_until_ready
@@ -429,3 +441,24 @@ def deliver(settings: Settings, asked: InferenceRequest, headers: dict[str, str 
     )
     assert producer.flush(30) == 0
     assert not failures
+
+
+async def test_the_console_reads_dead_letters_and_sends_them_again_and_the_api_itself_does_not(
+    kafka: SecureKafka, topics: list[str]
+) -> None:
+    publisher = Publisher(build_producer(kafka.as_user("gate"), "bury"), Metrics())
+    record = Record(RESULTS, 1, 7, b"arm-1", b"no completion", 5)
+    error = Poison("undecodable", "made for a test")
+    write_dead_letter(publisher, Metrics(), record, reason="undecodable", stage="decode", group="test", error=error)
+    publisher.close(10)
+    desk = LetterDesk(kafka.as_user("console"))
+    pile = await desk.pile(RESULTS)
+    assert {OUTCOMES, RESULTS, requests_topic(NORTH)} <= set(pile.topics)
+    place = next(entry.place for entry in pile.entries if entry.reason == "undecodable")
+    letters, cluster = await desk.at([place, Source(place.topic, place.partition, place.offset + 1000)])
+    assert [letter.value for letter in letters] == [b"no completion"]
+    (sent,) = await desk.send(letters, cluster)
+    assert isinstance(sent, Source)
+    assert (sent.topic, sent.partition) == (RESULTS, 1)
+    with pytest.raises(Unavailable):
+        await LetterDesk(kafka.as_user("api")).pile(RESULTS)

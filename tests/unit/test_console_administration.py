@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Connection, create_engine
 
+from ingest_api.key_stores import LIMIT_COLUMNS
 from runtime.database import Database
 from runtime.errors import Unavailable
 from schemas.messages import AuditEvent, Consent
@@ -335,3 +336,28 @@ async def test_without_postgres_the_consent_that_holds_is_still_shown() -> None:
     api.reader.away = True
     async with visiting(api, session_of()) as visitor:
         assert "Postgres does not answer" in await text_at(visitor, "/console/consent")
+
+
+# --- customers
+
+
+class CustomerRows(KeyRows):
+    """A Postgres with one customer, whose address is hostile."""
+
+    def __init__(self) -> None:
+        super().__init__(id=CUSTOMER, email=HOSTILE, tier="pro", **dict.fromkeys(LIMIT_COLUMNS))
+
+
+async def test_an_operator_sees_customers_with_what_they_used() -> None:
+    api = console_api(table=DictKeys(key_record(scopes=OPERATOR)), database=CustomerRows())
+    api.reader.found = [{"customer_id": CUSTOMER, "requests": 1234, "successful": 1200, "robots": 3}]
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        text = await text_at(visitor, "/console/customers")
+        for part in ("1,234", "1,200", f"/console?customer={CUSTOMER}"):
+            assert part in text
+        assert "<script>alert" not in text
+
+
+async def test_customers_are_for_operators_alone() -> None:
+    async with visiting(console_api(), session_of()) as visitor:
+        await text_at(visitor, "/console/customers", 403)
