@@ -31,7 +31,7 @@ _POLL_S = 0.1
 
 
 class ConsumerPort(Protocol):
-    """What the processor needs of confluent_kafka.Consumer; runtime/testing.py has it in memory."""
+    """What the processor needs of confluent_kafka.Consumer; tests/in_memory has it in memory."""
 
     def subscribe(
         self, topics: list[str], on_assign: OnRebalance = ..., on_revoke: OnRebalance = ..., on_lost: OnRebalance = ...

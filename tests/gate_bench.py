@@ -12,7 +12,6 @@ from runtime.customers import CustomerList
 from runtime.embodiments import RobotTypes
 from runtime.kafka import Record
 from runtime.metrics import Metrics
-from runtime.testing import InMemoryBroker
 from schemas import headers as h
 from schemas.headers import Source
 from schemas.messages import (
@@ -37,6 +36,7 @@ from stream_agents.request_table import RequestTable
 from tests import pictures
 from tests.cards import cards
 from tests.counters import DictCounter
+from tests.in_memory import InMemoryBroker
 
 FLEET_TOPIC = "vla.requests.north.v1"
 ACCEPTED = "vla.accepted.test-model-a.v1"

@@ -16,8 +16,8 @@ from runtime.metrics import Metrics
 from runtime.processor import OnCommit
 from runtime.publisher import Publisher, PublisherPort
 from runtime.settings import Settings
-from runtime.testing import InMemoryBroker
 from schemas.topics import MAX_MESSAGE_BYTES
+from tests.in_memory import InMemoryBroker
 
 TIMEOUT_S = 30.0
 

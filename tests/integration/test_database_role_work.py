@@ -21,7 +21,6 @@ from runtime.outbox import drain
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.postgres import Postgres
-from runtime.testing import InMemoryBroker
 from schemas.database_access import DATABASE_ROLES
 from schemas.scopes import Scope
 from schemas.topics import AUDIT, CONSENT, CUSTOMERS
@@ -31,6 +30,7 @@ from sinks.grants import make_roles
 from sinks.migrate import upgrade
 from sinks.retention import Retention
 from tests.embedded import running
+from tests.in_memory import InMemoryBroker
 from tests.integration.test_etl import DAY, Cache, ask_for_erasure, erase, lived
 from tests.lake_case import LakeFolder
 from tests.postgres_case import rows

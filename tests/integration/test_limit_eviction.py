@@ -17,10 +17,10 @@ from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.valkey import Valkey
-from runtime.testing import InMemoryBroker
 from runtime.windows import minute_of
 from schemas.topics import AUDIT
 from tests.embedded import running
+from tests.in_memory import InMemoryBroker
 from tests.unit.api_case import absent_database
 
 SUBJECT = "customer:c-1"

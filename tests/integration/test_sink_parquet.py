@@ -19,7 +19,6 @@ from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.s3 import S3, S3Settings
-from runtime.testing import InMemoryBroker
 from schemas import headers as h
 from schemas.topics import OUTCOMES, accepted_topic, dead_letter_topic
 from sinks.flow import Flow
@@ -30,6 +29,7 @@ from sinks.rows import Row
 from sinks.storage import Storage, open_storage
 from tests import factories as f
 from tests.embedded import RunningServer, running
+from tests.in_memory import InMemoryBroker
 from tests.sink_case import parquet_decoder, protection
 
 ACCEPTED = accepted_topic(f.DEPLOYMENT)

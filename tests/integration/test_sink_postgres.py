@@ -22,7 +22,6 @@ from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.postgres import Postgres
 from runtime.tables import inference_log, safety_incidents
-from runtime.testing import InMemoryBroker
 from schemas.codes import Code
 from schemas.messages import Outcome, SafetyMode, SafetyReport, Violation
 from schemas.topics import OUTCOMES, dead_letter_topic
@@ -33,6 +32,7 @@ from sinks.postgres import NAME, AnyRow, PostgresStore
 from sinks.store import Fenced
 from tests import factories as f
 from tests.embedded import RunningServer, running
+from tests.in_memory import InMemoryBroker
 from tests.sink_case import consents, postgres_decoder
 
 PARTITION = Partition(OUTCOMES, 0)

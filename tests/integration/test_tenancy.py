@@ -32,7 +32,6 @@ from runtime.outbox import drain
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.valkey import Valkey
-from runtime.testing import InMemoryBroker
 from runtime.windows import month_of
 from schemas.messages import AuditEvent, Customer, Outcome, StageTimes
 from schemas.scopes import Scope
@@ -43,6 +42,7 @@ from sinks.migrate import upgrade
 from sinks.postgres import AnyRow, PostgresStore
 from tests import factories as f
 from tests.embedded import running
+from tests.in_memory import InMemoryBroker
 from tests.postgres_case import rows
 from tests.sink_case import consents, postgres_decoder
 from tests.unit.api_case import Api, body, key_record

@@ -40,7 +40,6 @@ from runtime.group_lag import Place as Partition
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.targets import Target
-from runtime.testing import InMemoryBroker
 from runtime.topic_admin import declared_topics
 from runtime.tracing import NoTracing, Tracing
 from runtime.traffic import TrafficTable
@@ -61,6 +60,7 @@ from schemas.messages import (
 from schemas.scopes import DEFAULT_SCOPES
 from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, EPISODES, FEEDBACK
 from tests.cards import cards
+from tests.in_memory import InMemoryBroker
 from tests.pictures import jpeg
 
 KEY = "vla_abcdefgh_" + "s" * 43

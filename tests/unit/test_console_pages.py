@@ -10,11 +10,11 @@ import pytest
 
 from ingest_api.console.log_frames import MISSING_USER
 from runtime.control import control_record, model_target, robot_target
-from runtime.testing import InMemoryBroker
 from schemas.headers import Source
 from schemas.messages import AuditEvent, Control, Image, ImageEncoding, InferenceRequest
 from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import AUDIT, CONTROL, OUTCOMES, REQUESTS
+from tests.in_memory import InMemoryBroker
 from tests.pictures import jpeg
 from tests.unit.api_case import CUSTOMER, Api, DictKeys, chunk_outcome, key_record
 from tests.unit.break_in_case import confined, text_of

@@ -17,9 +17,9 @@ from runtime.control import (
 )
 from runtime.control_commands import login_name
 from runtime.errors import Reject, Unavailable
-from runtime.testing import InMemoryBroker
 from schemas.messages import Control
 from schemas.topics import CONTROL, declare
+from tests.in_memory import InMemoryBroker
 
 ROBOT = {"customer_id": "north", "robot_id": "arm-1", "model": "pi0"}
 TARGETS = (ALL, fleet_target("north"), model_target("pi0"), robot_target("north", "arm-1"))

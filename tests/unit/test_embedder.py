@@ -19,12 +19,12 @@ from runtime.consent import ConsentList
 from runtime.kafka import Record
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
-from runtime.testing import InMemoryBroker
 from schemas import headers as h
 from schemas.embeddings import IMAGE_EMBEDDING_DIM, INSTRUCTION_EMBEDDING_DIM
 from schemas.messages import Consent, Embedding, EmbeddingQuery
 from schemas.topics import EMBEDDINGS, QUERIES, REPLIES, dead_letter_topic
 from tests import factories as f
+from tests.in_memory import InMemoryBroker
 
 
 class CountingText:

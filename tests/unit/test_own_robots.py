@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from ingest_api.robots import EXAMPLE
 from runtime.embodiments import MAX_CARDS, RobotTypes, next_embodiment, own_key, publish_embodiment
 from runtime.errors import Reject
-from runtime.testing import InMemoryBroker
 from schemas.action_space import ArmControl, Convention, Gripper
 from schemas.cards import CardSet, EmbodimentCard, ModelCard, Pairing
 from schemas.messages import OwnEmbodiment, SafetyMode
 from schemas.topics import EMBODIMENTS
 from tests.cards import cards, model
 from tests.gate_bench import GateBench, request
+from tests.in_memory import InMemoryBroker
 from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, key_record
 from tests.unit.test_api_inference import assert_problem
 

@@ -13,7 +13,7 @@ from runtime.kafka import Record
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
 from runtime.processor import Processor
-from runtime.testing import InMemoryBroker, InMemoryConsumer
+from tests.in_memory import InMemoryBroker, InMemoryConsumer
 
 TOPIC, GROUP = "in", "workers"
 

@@ -8,9 +8,9 @@ from runtime.dead_letters import CUT_BYTES, dead_letter_headers, send_dead_lette
 from runtime.errors import Poison, Unavailable
 from runtime.kafka import MAX_RECORD_BYTES, Record
 from runtime.metrics import Metrics
-from runtime.testing import InMemoryBroker
 from schemas import headers as h
 from schemas.topics import dead_letter_topic
+from tests.in_memory import InMemoryBroker
 
 TOPIC = "vla.outcomes.v1"
 

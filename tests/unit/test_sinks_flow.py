@@ -13,11 +13,11 @@ from runtime.errors import Poison, Unavailable
 from runtime.kafka import Record
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
-from runtime.testing import InMemoryBroker, InMemoryConsumer
 from schemas.topics import dead_letter_topic
 from sinks.flow import Flow
 from sinks.marks import Batch, Entry, Limits, Mark, Partition
 from sinks.store import Fenced, Skip
+from tests.in_memory import InMemoryBroker, InMemoryConsumer
 
 TOPIC = "t"
 NAME = "sink-test"

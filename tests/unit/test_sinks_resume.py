@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from runtime.testing import InMemoryConsumer
 from sinks.flow import Flow
 from sinks.marks import Limits
+from tests.in_memory import InMemoryConsumer
 from tests.unit.test_sinks_flow import TOPIC, Case
 
 _WHICH = st.integers(0, 1)

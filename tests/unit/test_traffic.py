@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import Fatal, Reject
-from runtime.testing import InMemoryBroker
 from runtime.traffic import TrafficTable, publish_traffic, traffic_record
 from runtime.traffic_commands import parse_weights
 from schemas.codes import Code
@@ -16,6 +15,7 @@ from schemas.topics import REQUESTS, RESULTS, TRAFFIC, accepted_topic, declare
 from stream_agents.request_rules import route
 from tests.cards import cards, embodiment, model
 from tests.gate_bench import GateBench, answered, request
+from tests.in_memory import InMemoryBroker
 
 OLD, NEW = "test-model-a", "test-model-b"
 PAIR = cards(model(), model(deployment=NEW, traffic=0, default=False))

@@ -10,9 +10,9 @@ from confluent_kafka import Consumer, TopicPartition
 from runtime.control import StopList, control_record
 from runtime.errors import Unavailable
 from runtime.lifecycle import Deadline
-from runtime.testing import InMemoryBroker
 from runtime.view import CompactedView
 from schemas.topics import CONTROL
+from tests.in_memory import InMemoryBroker
 
 ROBOT = {"customer_id": "north", "robot_id": "arm-1", "model": "pi0"}
 

@@ -16,13 +16,13 @@ from runtime.lifecycle import Lifecycle
 from runtime.metrics import Metrics
 from runtime.processor import ConsumerPort, OnCommit
 from runtime.settings import Settings
-from runtime.testing import InMemoryBroker
 from schemas import headers as h
 from schemas.cards import CardSet, ModelCard
 from schemas.messages import Completion, Stage
 from schemas.topics import RESULTS, WORKERS, accepted_topic, dead_letter_topic
 from tests.accepted import headers_of, request
 from tests.cards import cards, model
+from tests.in_memory import InMemoryBroker
 
 CARD = model(batch_sizes=(1, 2, 4))
 ACCEPTED = accepted_topic(CARD.deployment)
