@@ -96,7 +96,8 @@ def written(settings: Settings, topics: list[str]) -> set[str]:
     """Topics that took a record of this user; each of the others refused it for want of permission."""
     taken: set[str] = set()
     refused: dict[str, KafkaError] = {}
-    producer = build_producer(settings, "writer")
+    # Not ours, which is idempotent: to who may write nowhere at all the broker gives no producer's id for that.
+    producer = Producer({**client_config(settings, "writer"), "acks": "all"})
     for topic in topics:
 
         def report(error: KafkaError | None, message: object, topic: str = topic) -> None:
