@@ -31,9 +31,8 @@ class CustomersPage:
 
     async def show(self, request: Request, viewer: Viewer) -> Response:
         month = datetime.combine(first_day_of_month(time.time()), datetime.min.time(), UTC)
-        wanted = parsed(
-            {"by": "month", "since": f"{month:%Y-%m-%dT%H:%M:%SZ}", "limit": str(MOST_ROWS)}, UsageParameters
-        )
+        span = {"since": f"{month:%Y-%m-%dT%H:%M:%SZ}", "limit": str(MOST_ROWS)}
+        wanted = parsed({"by": "month", **span}, UsageParameters)
         used = {row["customer_id"]: row for row in await read(self._reader, usage_query(wanted, None))}
         rows: list[dict[str, Any]] = [described(row) for row in await admin(self._customers.all)]
         for row in rows:

@@ -345,7 +345,7 @@ class CustomerRows(KeyRows):
     """A Postgres with one customer, whose address is hostile."""
 
     def __init__(self) -> None:
-        super().__init__(id=CUSTOMER, email=HOSTILE, tier="pro", **dict.fromkeys(LIMIT_COLUMNS))
+        super().__init__(id=CUSTOMER, email=HOSTILE, tier="pro", **dict.fromkeys(LIMIT_COLUMNS.values()))
 
 
 async def test_an_operator_sees_customers_with_what_they_used() -> None:
