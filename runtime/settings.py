@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     kafka_sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = "SCRAM-SHA-512"
     kafka_sasl_username: str = ""
     kafka_sasl_password: SecretStr = SecretStr("")
-    #: User that the console of the API reads frames with, where Kafka has users. Empty: it shows none there.
+    #: User that the console of the API reads frames and dead letters with, where Kafka has users. Empty: it shows none.
     console_kafka_sasl_username: str = ""
     console_kafka_sasl_password: SecretStr = SecretStr("")
     #: PEM files of the authorities that signed the servers' certificates; empty: those of the system.

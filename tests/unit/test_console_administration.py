@@ -1,4 +1,4 @@
-"""Keys, consent and dead letters in the console: who may, what is asked before, what is kept of it."""
+"""Keys, consent and customers in the console: who may, what is asked before, what is kept of it."""
 
 from __future__ import annotations
 
@@ -14,154 +14,21 @@ from sqlalchemy import Connection, create_engine
 
 from ingest_api.key_stores import LIMIT_COLUMNS
 from runtime.database import Database
-from runtime.errors import Unavailable
-from schemas.messages import AuditEvent, Consent
+from schemas.messages import Consent
 from schemas.scopes import DEFAULT_SCOPES, Scope
-from schemas.topics import AUDIT, CONSENT
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, HeldLetters, key_record
+from schemas.topics import CONSENT
+from tests.unit.api_case import CUSTOMER, Api, DictKeys, key_record
 from tests.unit.console_case import Visitor, console_api, session_of, visiting
 from tests.unit.test_console_pages import HOSTILE
-from tests.unit.test_dlq import dead, letter
 
 OPERATOR = tuple(Scope)
 KEY_ID = "00000000-0000-4000-8000-00000000000a"
-
-
-def operators(*letters: Any, audit: bool = True) -> Api:
-    """A console with dead letters, and a key that may everything."""
-    api = console_api(table=DictKeys(key_record(scopes=OPERATOR)), letters=HeldLetters(*letters))
-    if audit:
-        api.broker.create_topic(AUDIT, 1)
-    return api
-
-
-def told(api: Api) -> list[AuditEvent]:
-    return [AuditEvent.FromString(record.value or b"") for record in api.broker.records(AUDIT)]
 
 
 async def text_at(visitor: Visitor, path: str, status: int = 200) -> str:
     answer = await visitor.get(path)
     assert answer.status_code == status, answer.text
     return answer.text
-
-
-# --- dead letters
-
-
-async def test_dead_letters_are_listed_and_filtered() -> None:
-    api = operators(letter(offset=1), letter(dead("vla.results.v1"), offset=2, reason="forged"))
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        text = await text_at(visitor, "/console/dead-letters")
-        assert "vla.requests.v1.dlq/0/1" in text
-        assert "vla.results.v1.dlq/0/2" in text
-        text = await text_at(visitor, "/console/dead-letters?topic=vla.results.v1&reason=forged")
-        assert "vla.requests.v1.dlq/0/1" not in text
-        assert "vla.results.v1.dlq/0/2" in text
-        assert "None: every stage" in await text_at(visitor, "/console/dead-letters?reason=nothing")
-
-
-@pytest.mark.parametrize("path", ["", "/replay", "/vla.requests.v1.dlq/0/1"])
-async def test_dead_letters_are_for_operators_alone(path: str) -> None:
-    api = operators(letter(offset=1))
-    async with visiting(api, session_of(DEFAULT_SCOPES)) as visitor:
-        assert "arm-1" not in await text_at(visitor, f"/console/dead-letters{path}", 403)
-
-
-async def test_a_letter_shows_its_headers_and_what_it_holds() -> None:
-    async with visiting(operators(letter(offset=1)), session_of(OPERATOR)) as visitor:
-        text = await text_at(visitor, "/console/dead-letters/vla.requests.v1.dlq/0/1")
-        for part in ("undecodable", "request_gate", "vla.requests.v1/2/9", "000000  ff 00", "__connect.errors.topic"):
-            assert part in text
-
-
-@pytest.mark.parametrize("place", [
-    "vla.requests.v1.dlq/0/2", "vla.requests.v1/0/1", "vla.requests.v1.dlq/-1/0", "x.dlq/0/1",
-    "vla.requests.v1.dlq/0/x", "vla.a.dlq/0/9" + "9" * 30,
-])  # fmt: skip
-async def test_where_no_letter_lies_nothing_is_shown(place: str) -> None:
-    async with visiting(operators(letter(offset=1)), session_of(OPERATOR)) as visitor:
-        await text_at(visitor, f"/console/dead-letters/{place}", 404)
-        await text_at(visitor, f"/console/dead-letters/replay?place={place}", 404)
-
-
-async def test_hostile_bytes_of_a_letter_are_text() -> None:
-    hostile = dead(key=HOSTILE.encode(), value=HOSTILE.encode(), raw_headers=[(HOSTILE, HOSTILE.encode())])
-    api = operators(letter(hostile, offset=1, reason=HOSTILE))
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        for path in ("", "/vla.requests.v1.dlq/0/1", "/replay"):
-            assert "<script>alert" not in await text_at(visitor, f"/console/dead-letters{path}")
-
-
-async def test_sending_again_asks_first_and_tells_what_cannot_be_sent() -> None:
-    api = operators(letter(offset=1), letter(offset=2, cut=9))
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        text = await text_at(visitor, "/console/dead-letters/replay")
-        assert 'value="vla.requests.v1.dlq/0/1"' in text
-        assert "9 bytes of its value were cut off" in text
-    assert api.letters.sent == []
-
-
-async def test_what_was_confirmed_is_sent_and_nothing_else() -> None:
-    api = operators(letter(offset=1), letter(offset=2))
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        await visitor.get("/console/dead-letters/replay?place=vla.requests.v1.dlq/0/2")
-        answer = await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/2"})
-        assert answer.status_code == 200
-        assert "vla.requests.v1/2/100" in answer.text
-    assert [str(each.place) for each in api.letters.sent] == ["vla.requests.v1.dlq/0/2"]
-
-
-async def test_a_replay_is_in_the_audit_log_with_who_what_and_from_where() -> None:
-    api = operators(letter(offset=1))
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        await visitor.get("/console/dead-letters/replay")
-        await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/1"})
-    began, ended = told(api)
-    for each, action in ((began, "dlq.replay"), (ended, "dlq.replayed")):
-        assert (each.action, each.actor, each.origin) == (action, f"key k-1 of {CUSTOMER}", "127.0.0.1")
-        assert each.details["places"] == "vla.requests.v1.dlq/0/1"
-        assert each.at_ms > 0
-    assert (ended.details["sent"], ended.details["refused"]) == ("1", "0")
-
-
-async def test_without_the_audit_log_nothing_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(*args: object, **options: object) -> None:
-        raise Unavailable("Kafka is away")
-
-    api = operators(letter(offset=1))
-    monkeypatch.setattr(api.publisher, "send", away)
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        await visitor.get("/console/dead-letters/replay")
-        answer = await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/1"})
-        assert answer.status_code == 503
-    assert api.letters.sent == []
-
-
-@pytest.mark.parametrize(
-    "places", ["", "x", "vla.requests.v1/0/1", "vla.requests.v1.dlq/0/1 x", "vla.requests.v1.dlq/0/1 " * 51]
-)
-async def test_a_replay_names_letters_by_their_places(places: str) -> None:
-    api = operators(letter(offset=1))
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        await visitor.get("/console/dead-letters/replay")
-        assert (await visitor.send("/console/dead-letters/replay", {"places": places})).status_code == 400
-    assert (api.letters.sent, told(api)) == ([], [])
-
-
-@pytest.mark.parametrize("csrf", ["", "0" * 64])
-async def test_a_replay_that_a_stranger_sends_does_nothing(csrf: str) -> None:
-    api = operators(letter(offset=1))
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        fields = {"places": "vla.requests.v1.dlq/0/1", "csrf": csrf}
-        assert (await visitor.send("/console/dead-letters/replay", fields)).status_code == 403
-    assert (api.letters.sent, told(api)) == ([], [])
-
-
-async def test_without_a_user_in_kafka_the_page_says_what_is_missing() -> None:
-    api = operators()
-    api.letters.away = "set CONSOLE_KAFKA_SASL_USERNAME"
-    async with visiting(api, session_of(OPERATOR)) as visitor:
-        assert "set CONSOLE_KAFKA_SASL_USERNAME" in await text_at(visitor, "/console/dead-letters")
 
 
 # --- keys
