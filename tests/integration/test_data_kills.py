@@ -178,6 +178,9 @@ def test_sinks_killed_at_random_points_keep_what_an_undisturbed_run_keeps(
         assert len(expected["outcomes"]) == outcomes == REQUESTS
         wait_for(lambda: sizes(kept(database, lake)) == sizes(expected))
         found = kept(database, lake)
+        # The one that was killed last may still be on its way to where it hears signals.
+        for role in roles:
+            role.wait_ready()
     finally:
         statuses = [role.stop() for role in roles]
         publisher.close(5)
