@@ -19,6 +19,8 @@ CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 # Robots of `make load`, and where its report goes.
 USERS ?= 20
 REPORT ?= .vlastream/load-report.html
+# Minutes of their own: `make test-ops` has them, `make test` has not.
+OPS_ONLY := test_compose.py test_scaling.py
 # Package downloads run beyond uv's own 30 s on slow lines.
 export UV_HTTP_TIMEOUT ?= 300
 
@@ -54,23 +56,23 @@ ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
 	@$(BIN)/python -m pytest --numprocesses 2 tests/unit
-	@$(BIN)/python -m pytest --ignore tests/unit
+	@$(BIN)/python -m pytest --ignore tests/unit $(addprefix --ignore tests/e2e/,$(OPS_ONLY))
 endif
 
-test-secure: $(STAMP) ## Run the end-to-end tests on a stack with TLS everywhere and a user for each role
-	@$(BIN)/python -m pytest tests/e2e --secure-stack $(ARGS)
+test-secure: $(STAMP) $(CLIENTS_STAMP) ## Run the end-to-end tests on a stack with TLS everywhere and a user for each role
+	@$(BIN)/python -m pytest tests/e2e --secure-stack $(addprefix --ignore tests/e2e/,$(OPS_ONLY)) $(ARGS)
 
 test-export: $(STAMP) ## Load an exported dataset with lerobot itself (installs it, some 6 GB); DATASET=folder for yours
 	@test -x $(LEROBOT_VENV)/bin/python || $(PYTHON) -m venv $(LEROBOT_VENV)
 	@$(UV) pip install --quiet --python $(LEROBOT_VENV)/bin/python $(LEROBOT)
 	@$(BIN)/python -m tests.lerobot.check --python $(LEROBOT_VENV)/bin/python $(if $(DATASET),--dataset $(DATASET))
 
-test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (installs it by apt as root); traces, scaling, load
+test-ops: $(STAMP) ## Metrics, alerts, panels against a real Prometheus (installs it by apt as root); traces, scaling, compose, load
 	@command -v promtool >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus; } \
 		|| { echo "Prometheus is needed: install it (Debian: apt-get install prometheus), then run this again" >&2; exit 1; }
-	@$(BIN)/python -m pytest --no-skips tests/e2e/test_prometheus.py tests/e2e/test_traces.py tests/e2e/test_scaling.py \
-		tests/e2e/test_load.py tests/unit/test_alerts.py tests/unit/test_autoscaler.py tests/unit/test_dashboard_picture.py $(ARGS)
+	@$(BIN)/python -m pytest --no-skips tests/e2e/test_prometheus.py tests/e2e/test_traces.py tests/e2e/test_load.py \
+		$(addprefix tests/e2e/,$(OPS_ONLY)) tests/unit/test_compose.py tests/unit/test_alerts.py tests/unit/test_autoscaler.py tests/unit/test_dashboard_picture.py $(ARGS)
 
 test-console: $(STAMP) ## The console in a real Chromium (installs it by apt as root)
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
