@@ -27,6 +27,7 @@ from stream_agents.takeover import (
     Progress,
     committed_offset,
     hold_flow_during_recovery,
+    seek_changelogs_back_too,
     wait_before_partitions_leave,
 )
 
@@ -193,6 +194,7 @@ class Gate:
         """Join the group and begin."""
         self.app.finalize()
         self._progress.install(self.app.consumer)
+        seek_changelogs_back_too(self.app)
         wait_before_partitions_leave(self.app, self._drain)
         await self.app.start()
 

@@ -1,8 +1,9 @@
 """Ends a gate whose table recovery has stopped, of which Faust itself only warns ("No event received for active tp").
 
 Seen with Faust 0.15.3 after two rebalances within seconds: the changelog's partitions were never fetched, for
-minutes and without an error, and the robots of those partitions waited. A new process recovers within seconds, and
-nothing is lost: what was not committed is read again.
+minutes and without an error, and the robots of those partitions waited. One way into it is mended
+(`seek_changelogs_back_too`); this is for those that nobody knows. A new process recovers within seconds, and nothing is
+lost: what was not committed is read again.
 """
 
 from __future__ import annotations

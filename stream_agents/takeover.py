@@ -8,6 +8,10 @@ The mend stops the flow in a recover callback of every table; Faust resumes it r
 A partition without a committed offset is not read again after that: aiokafka's `seek_to_committed` leaves it
 where it is. So every agent checks that offsets follow one another, and reads again what it was not given.
 
+The same seek loses changelogs: what a fetch brings while the flow is stopped, just before a recovery starts it, is
+dropped (transport/consumer.py, `getmany`), and a changelog has no committed offset to be sought back to. The recovery
+then waits for ever for records that were read already. So it is sought back to what the recovery has got.
+
 Nor are Faust's commits used as they are: it acknowledges events that its streams only pass over (streams.py,
 `skipped_value`), counts what it never handed on as acknowledged (transport/consumer.py, `_add_gap`), and
 passes one unfinished event (`_new_offset`). `Progress` decides instead, from what the agents have finished.
@@ -31,6 +35,21 @@ def hold_flow_during_recovery(app: Any, table: Any, restored: Callable[[], None]
         app.flow_control.suspend()
         app.consumer.stop_flow()
         restored()
+
+
+def seek_changelogs_back_too(app: Any) -> None:
+    """Install the mend of dropped changelog records on the app's consumer, before it starts."""
+    consumer = app.consumer
+    seek_streams = consumer.perform_seek
+
+    async def seek() -> None:
+        await seek_streams()
+        if app.in_recovery:
+            got = app.tables.recovery.active_offsets
+            # What it has got already is read twice and passed over.
+            await consumer.seek_wait({tp: max(offset, 0) for tp, offset in got.items() if offset is not None})
+
+    consumer.perform_seek = seek
 
 
 def wait_before_partitions_leave(app: Any, drain: Callable[..., Awaitable[None]]) -> None:
