@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, time
 from typing import Any
 
@@ -10,6 +9,7 @@ from fastapi import Request, Response
 
 from ingest_api.consent import ConsentBody, ConsentRoutes
 from ingest_api.console.frame import Frame
+from ingest_api.console.hearing import heard
 from ingest_api.console.session import ROOT, Viewer
 from ingest_api.keys import origin_of
 from ingest_api.problems import Problem, fault
@@ -23,9 +23,6 @@ from schemas.scopes import Scope
 CONSENT = f"{ROOT}/consent"
 CHANGE = f"{CONSENT}/change"
 ERASE = f"{CONSENT}/erase"
-#: So long the list of consents may lag behind the log before the page comes without the newest word.
-_VIEW_S = 1.5
-_LOOK_S = 0.05
 #: What a person types before what was kept is erased.
 WORD = "erase"
 MEANINGS = {
@@ -72,27 +69,20 @@ class ConsentPage:
         return self._frame.see_other(f"{CONSENT}?done=changed")
 
     async def ask_erase(self, request: Request, viewer: Viewer) -> Response:
-        return self._frame.respond(request, viewer, "consent_erase.html", word=WORD, problem=None)
+        return self._frame.respond(request, viewer, "consent_erase.html", word=WORD)
 
     async def erase(self, request: Request, viewer: Viewer, form: dict[str, str]) -> Response:
         if form.get("word", "").strip().lower() != WORD:
             detail = f"nothing was erased: type the word {WORD}"
             problem = Problem(Code.MALFORMED, detail, violations=[fault("word", "missing", detail)])
-            return self._frame.respond(
-                request, viewer, "consent_erase.html", status=problem.status, word=WORD, problem=problem
-            )
+            return self._frame.respond(request, viewer, "consent_erase.html", word=WORD, problem=problem)
         before = self._routes.now(viewer.key.customer_id)["version"]
         await self._routes.end_all(viewer.key, origin_of(request))
         await self._heard(viewer.key.customer_id, before)
         return self._frame.see_other(f"{CONSENT}?done=erasing")
 
     async def _heard(self, customer_id: str, version: int) -> None:
-        """Wait until this process has read the new word, so that the page after the form shows it."""
-        end = asyncio.get_running_loop().time() + _VIEW_S
-        while asyncio.get_running_loop().time() < end:
-            if self._routes.now(customer_id)["version"] > version:
-                return
-            await asyncio.sleep(_LOOK_S)
+        await heard(lambda: self._routes.now(customer_id)["version"] > version)
 
     async def _page(
         self,
@@ -117,7 +107,6 @@ class ConsentPage:
             request,
             viewer,
             "consent.html",
-            status=problem.status if problem is not None else 200,
             now_holds=now,
             expires_at=datetime.fromisoformat(now["expires_at"]) if now["expires_at"] else None,
             consented_at=datetime.fromisoformat(now["consented_at"]) if now["consented_at"] else None,

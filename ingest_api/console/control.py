@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from ingest_api.console.frame import Frame
+from ingest_api.console.hearing import heard
 from ingest_api.console.session import ROOT, Viewer
 from ingest_api.control import WIDE_TIER, ControlBody, ControlRoute
 from ingest_api.keys import origin_of
@@ -24,9 +24,6 @@ from schemas.scopes import Scope
 
 CONTROL = f"{ROOT}/control"
 RESUME = f"{CONTROL}/resume"
-#: So long the list may lag behind the log before the page comes without the newest word.
-_VIEW_S = 1.5
-_LOOK_S = 0.05
 _FIELDS = ("robot_id", "model", "reason", "by")
 
 
@@ -73,7 +70,7 @@ class ControlPage:
         stop = next((one for one in self._seen_by(viewer) if one.target == wanted and one.may_resume), None)
         if stop is None:
             raise Problem(Code.NOT_FOUND, "no stop that you may lift holds for this: it may have been lifted already")
-        return self._frame.respond(request, viewer, "resume.html", stop=stop, problem=None, reason="")
+        return self._frame.respond(request, viewer, "resume.html", stop=stop, reason="")
 
     async def act(self, request: Request, viewer: Viewer, form: dict[str, str]) -> Response:
         scope, action = form.get("scope", ""), form.get("action", "")
@@ -85,16 +82,9 @@ class ControlPage:
             done = await self._route.decide(body, viewer.key, origin_of(request))
         except Problem as problem:
             return self._page(request, viewer, problem=problem, form=form)
-        await self._heard(str(done["target"]), stopped=bool(done["stopped"]))
+        target, stopped = str(done["target"]), bool(done["stopped"])
+        await heard(lambda: any(control.target == target for control in self._stops.stopped()) is stopped)
         return self._frame.see_other(f"{CONTROL}?done={'stopped' if done['stopped'] else 'resumed'}")
-
-    async def _heard(self, target: str, *, stopped: bool) -> None:
-        """Wait until the list has the new word, so that the page after the form shows it."""
-        end = asyncio.get_running_loop().time() + _VIEW_S
-        while asyncio.get_running_loop().time() < end:
-            if any(control.target == target for control in self._stops.stopped()) is stopped:
-                return
-            await asyncio.sleep(_LOOK_S)
 
     def _page(
         self,
@@ -111,7 +101,6 @@ class ControlPage:
             viewer,
             "control.html",
             part="control_part.html",
-            status=problem.status if problem is not None else 200,
             stops=self._seen_by(viewer),
             known=self._stops_known(),
             models=self._models,

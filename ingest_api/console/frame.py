@@ -117,11 +117,13 @@ class Frame:
         *,
         part: str = "",
         status: int = 200,
+        problem: Problem | None = None,
         **content: Any,
     ) -> Response:
         """A whole page, or only its live part where htmx asks for that.
 
-        page, part: names of templates; `page` includes `part` and both take the same content.
+        page, part: names of templates; `page` includes `part` and both take the same content. problem: shown by the
+        page, whose status is then that of the problem.
         """
         is_part = bool(part) and request.headers.get("hx-request") == "true"
         shared = {
@@ -130,9 +132,10 @@ class Frame:
             "path": request.url.path,
             "query": request.url.query,
             "now": datetime.now(UTC),
+            "problem": problem,
         }
         text = self._templates.get_template(part if is_part else page).render({**shared, **content})
-        return HTMLResponse(text, status_code=status, headers=PAGE_HEADERS)
+        return HTMLResponse(text, status_code=problem.status if problem is not None else status, headers=PAGE_HEADERS)
 
     def see_other(self, path: str) -> Response:
         """After a form: another page, by GET, so that reloading does not send the form again."""
@@ -144,9 +147,7 @@ class Frame:
         problem = problem_of(error)
         if not isinstance(error, Problem):
             log.warning("%s", error, extra={"action": "console_refuse"})
-        response = self.respond(
-            request, viewer, "problem.html", part="problem_part.html", status=problem.status, problem=problem
-        )
+        response = self.respond(request, viewer, "problem.html", part="problem_part.html", problem=problem)
         for name, value in problem.headers.items():
             if name.lower() != "www-authenticate":
                 response.headers[name] = value

@@ -82,7 +82,6 @@ class SearchPages:
             request,
             viewer,
             "search.html",
-            status=problem.status if problem is not None else 200,
             asked=asked,
             customer_id=customer_id,
             instructions=instructions,
