@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import SecretStr
 
 from benchmarks import devices
 from benchmarks.frames import CAMERAS
@@ -19,6 +18,7 @@ from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.roles import ROBOT_PATH, Role, vlastream
 from runtime.stack.stack import Stack, is_running
+from runtime.stack_file import settings_of
 
 FLEET = "bench"
 TABLETOP = "tabletop-pi0"
@@ -59,18 +59,7 @@ class Target:
 
 
 def target_of(document: Mapping[str, Any]) -> Target:
-    s3 = document["s3"]
-    settings = Settings(
-        _env_file=None,
-        kafka_bootstrap_servers=document["kafka"],
-        database_url=SecretStr(document["database"]),
-        redis_url=SecretStr(document["redis"]),
-        s3_endpoint=s3["endpoint"],
-        s3_bucket=s3["bucket"],
-        s3_access_key=SecretStr(s3["access_key"]),
-        s3_secret_key=SecretStr(s3["secret_key"]),
-        fleets=tuple(document["fleets"].split(",")),
-    )
+    settings = Settings(_env_file=None, **settings_of(document))
     return Target(document, settings)
 
 

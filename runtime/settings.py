@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from runtime.errors import Fatal
 from runtime.settings_rules import DEFAULT_DATABASE_URL, DEFAULT_SECRET, general_faults, production_faults
+from runtime.stack_file import settings_of
 from schemas.cards import valid_name
 
 DEFAULT_STACK_FILE = Path(".vlastream/stack.json")
@@ -258,10 +259,7 @@ class _StackFileSource(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         path = Path(self.current_state.get("stack_file") or DEFAULT_STACK_FILE)
         try:
-            stack = json.loads(path.read_text(encoding="utf-8"))
-            found = {"database_url": stack["database"], "kafka_bootstrap_servers": stack["kafka"]}
-            found |= {"redis_url": stack["redis"], "fleets": stack["fleets"], **stack.get("security", {})}
-            return found | {f"s3_{name}": value for name, value in stack["s3"].items()}
+            return settings_of(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError):
             return {}
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from pydantic import SecretStr
 
 from runtime.errors import Fatal
 from runtime.settings import Settings
 from runtime.stack.layout import read_json
 from runtime.stack.stack import is_running
+from runtime.stack_file import settings_of
 
 #: The fleet whose robots produce to Kafka themselves; the embedded stack has it in its settings.
 FLEET = "demo"
@@ -62,18 +62,7 @@ class Stack:
 
     def settings(self) -> Settings:
         """Settings of a process that talks to this stack."""
-        s3 = self.document["s3"]
-        return Settings(
-            kafka_bootstrap_servers=self.kafka,
-            database_url=SecretStr(self.database),
-            redis_url=SecretStr(str(self.document["redis"])),
-            s3_endpoint=s3["endpoint"],
-            s3_bucket=s3["bucket"],
-            s3_access_key=SecretStr(s3["access_key"]),
-            s3_secret_key=SecretStr(s3["secret_key"]),
-            fleets=(FLEET,),
-            **self.document.get("security", {}),
-        )
+        return Settings(**settings_of({**self.document, "fleets": FLEET}))
 
     def fleet_security(self) -> dict[str, str]:
         """What a robot of the demo's fleet tells Kafka of itself."""

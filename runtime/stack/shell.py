@@ -10,6 +10,7 @@ from runtime.settings import Settings
 from runtime.stack.component import Say
 from runtime.stack.layout import read_json
 from runtime.stack.postgres import programs_folder
+from runtime.stack_file import settings_of
 
 
 def show_exports(settings: Settings, *, say: Say) -> None:
@@ -25,13 +26,5 @@ def show_exports(settings: Settings, *, say: Say) -> None:
 
 def variables(stack: dict[str, Any]) -> dict[str, str]:
     """The settings that the roles read, by their names, and API and API_KEY."""
-    named = {
-        "API": stack["api"],
-        "API_KEY": stack["api_key"],
-        "KAFKA_BOOTSTRAP_SERVERS": stack["kafka"],
-        "DATABASE_URL": stack["database"],
-        "REDIS_URL": stack["redis"],
-        "FLEETS": stack["fleets"],
-    }
-    named |= {f"s3_{name}".upper(): value for name, value in stack["s3"].items()}
-    return named | {name.upper(): value for name, value in stack.get("security", {}).items()}
+    named = {name.upper(): str(value) for name, value in settings_of(stack).items()}
+    return {"API": stack["api"], "API_KEY": stack["api_key"], **named}

@@ -21,6 +21,7 @@ from examples.tabletop.world import TabletopWorld
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.stack import Stack
+from runtime.stack_file import settings_of
 
 #: For the hashes that stand for ids in the lake; a secret of the stack as others are.
 SALT = "salt-of-the-end-to-end-tests"
@@ -53,11 +54,7 @@ class RunningStack:
 
     @functools.cached_property
     def settings(self) -> Settings:
-        found = self.file
-        s3 = {f"s3_{name}": value for name, value in found["s3"].items()}
-        values = {"database_url": found["database"], "redis_url": found["redis"], "fleets": found["fleets"], **s3}
-        values |= {"kafka_bootstrap_servers": found["kafka"], **found.get("security", {})}
-        values |= {"anonymization_hash_salt": SALT}
+        values = {**settings_of(self.file), "anonymization_hash_salt": SALT}
         return Settings(_env_file=None, stack_file=self.layout.stack_file, **values)
 
     def fleet_security(self, fleet: str) -> dict[str, str]:
