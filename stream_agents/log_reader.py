@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
-from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException
 
 from runtime.errors import Retry
-from runtime.kafka import Record, check_consumed, record_of
+from runtime.kafka import Record
 from runtime.lifecycle import Deadline
+from runtime.read_back import read_back
 
 log = logging.getLogger(__name__)
-
-#: For the consumer: a fetch that waits for more at the end of a partition would hold up the next question to the same
-#: broker, 100 ms each; and what lies behind the record that was asked for is of no use.
-SINGLE_READS: dict[str, Any] = {"fetch.wait.max.ms": 1, "fetch.message.max.bytes": 64 * 1024}
 
 
 class LogReader:
@@ -49,25 +44,9 @@ class LogReader:
     def _read(self, topic: str, partition: int, offsets: range) -> list[Record]:
         if self._consumer is None:
             self._consumer = self._build()
-        found: list[Record] = []
         try:
-            # Where the first offset is gone, the consumer starts at the oldest record that is left.
-            self._consumer.assign([TopicPartition(topic, partition, offsets.start)])
-            end = time.monotonic() + self._timeout_s
-            while time.monotonic() < end:
-                message = self._consumer.poll(0.1)
-                if message is None or not check_consumed(message):
-                    continue
-                record = record_of(message)
-                if (record.topic, record.partition) != (topic, partition):
-                    continue
-                if record.offset in offsets:
-                    found.append(record)
-                    end = time.monotonic() + self._timeout_s
-                if record.offset >= offsets.stop - 1:
-                    return found
+            return read_back(self._consumer, topic, partition, offsets, self._timeout_s)
         except KafkaException as error:
             raise Retry(f"{topic} cannot be read: {error.args[0].str()}", after_s=0.5) from error
-        finally:
-            self._consumer.unassign()
-        raise Retry(f"{topic}/{partition}/{offsets.start} did not come within {self._timeout_s} s", after_s=0.5)
+        except TimeoutError as error:
+            raise Retry(str(error), after_s=0.5) from error

@@ -21,6 +21,7 @@ from runtime.limit_counter import LimitCounter
 from runtime.memory import collect_less_often
 from runtime.metrics import Metrics
 from runtime.publisher import Publisher
+from runtime.read_back import SINGLE_READS
 from runtime.settings import Settings
 from runtime.status_server import StatusServer
 from runtime.tracing import build_tracing
@@ -34,7 +35,7 @@ from stream_agents.action_agent import ActionAgent
 from stream_agents.app import Gate, build_app
 from stream_agents.delivery import DeadLetters, Delivery
 from stream_agents.fleet_limits import FleetLimits
-from stream_agents.log_reader import SINGLE_READS, LogReader
+from stream_agents.log_reader import LogReader
 from stream_agents.replies import Origins
 from stream_agents.request_agent import RequestAgent, circumstances_of
 from stream_agents.request_table import RequestTable

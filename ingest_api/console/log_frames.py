@@ -7,25 +7,23 @@ what retention took, or the log never had, is None.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from google.protobuf.message import DecodeError, Message
 
 from runtime.errors import Fatal, Unavailable
-from runtime.kafka import Record, build_consumer, check_consumed, record_of
+from runtime.kafka import Record, build_consumer
 from runtime.lifecycle import Deadline
+from runtime.read_back import SINGLE_READS, read_back
 from runtime.settings import Settings
 from schemas import headers as h
 from schemas.messages import InferenceRequest, Outcome
 from schemas.topics import OUTCOMES, REQUESTS
 
-#: One record is wanted, and a fetch shall not wait for more at the end of a partition.
-SINGLE_READS: dict[str, Any] = {"fetch.wait.max.ms": 10, "fetch.message.max.bytes": 64 * 1024}
 _TIMEOUT_S = 3.0
 #: Records that are kept for the requests that follow: a page asks for each camera by itself.
 _MOST_KEPT = 8
@@ -129,30 +127,22 @@ class Log:
         if self._consumer is None:
             assert self._build is not None
             self._consumer = self._build()
-        consumer, end = self._consumer, time.monotonic() + self._timeout_s
-        place = TopicPartition(source.topic, source.partition, source.offset)
+        deadline = Deadline(self._timeout_s)
+        place = TopicPartition(source.topic, source.partition)
         try:
-            low, high = consumer.get_watermark_offsets(place, timeout=self._timeout_s)
+            low, high = self._consumer.get_watermark_offsets(place, timeout=self._timeout_s)
             if not low <= source.offset < high:
                 return None
-            consumer.assign([place])
-            while time.monotonic() < end:
-                message = consumer.poll(0.1)
-                if message is None or not check_consumed(message):
-                    continue
-                record = record_of(message)
-                if record.source == source:
-                    return record
-                if (record.topic, record.partition) == (source.topic, source.partition):
-                    return None
+            offsets = range(source.offset, source.offset + 1)
+            found = read_back(self._consumer, source.topic, source.partition, offsets, deadline.remaining_s)
         except KafkaException as error:
             raise Unavailable(f"the log cannot be read: {error.args[0].str()}") from error
+        except TimeoutError as error:
+            raise Unavailable("the log did not answer in time: try again") from error
         except Fatal as error:
             # Another consumer may do better: permissions may be given meanwhile.
             raise Unavailable(str(error)) from error
-        finally:
-            consumer.unassign()
-        raise Unavailable("the log did not answer in time: try again")
+        return found[0] if found else None
 
 
 def request_of(record: Record, place: Place) -> InferenceRequest | None:
