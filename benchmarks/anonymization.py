@@ -19,9 +19,9 @@ from runtime.anonymize.images import faces
 
 Picture = NDArray[np.uint8]
 
-_FIRST = "Anna James Wei Fatima Lukas Priya Diego Amara Sofia Yuki Omar Elena Peter Chloe Kwame Ingrid".split()  # noqa: SIM905
-_LAST = "Miller Okafor Tanaka Rossi Novak Garcia Johansson Kaur Dubois Haddad Brown Petrov".split()  # noqa: SIM905
-_STREETS = "Main Oak Lincoln Maple Elm Washington Church Park".split()  # noqa: SIM905
+_FIRST = "Anna James Wei Fatima Lukas Priya Diego Amara Sofia Yuki Omar Elena Peter Chloe Kwame Ingrid".split()  # noqa: SIM905 - words read better in a line
+_LAST = "Miller Okafor Tanaka Rossi Novak Garcia Johansson Kaur Dubois Haddad Brown Petrov".split()  # noqa: SIM905 - words read better in a line
+_STREETS = "Main Oak Lincoln Maple Elm Washington Church Park".split()  # noqa: SIM905 - words read better in a line
 _CARRIERS = {
     "mail address": ["mail the photo to {} please", "{} wants the red block", "contact {}, then push it left"],
     "telephone number": ["call {} when the tray is full", "ring {} before you open the drawer"],

@@ -146,7 +146,7 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     if settings.enable_prometheus:
         app.include_router(_metrics(services, scraper))
     install_console(app, settings, _console(services))
-    app.openapi = partial(_document, app)  # type: ignore[method-assign]
+    app.openapi = partial(_document, app)  # type: ignore[method-assign] # as FastAPI documents it
     return app
 
 

@@ -16,7 +16,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     _head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn, which knows its transport
         super().connection_made(transport)
         self._start()
 

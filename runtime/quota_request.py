@@ -39,7 +39,7 @@ class AlterClientQuotasRequest_v0(RequestStruct):  # type: ignore[misc] # noqa: 
 Struct: TypeAlias = AlterClientQuotasRequest_v0
 
 
-class AlterClientQuotasRequest(Request[Struct]):  # type: ignore[misc]
+class AlterClientQuotasRequest(Request[Struct]):  # type: ignore[misc] # aiokafka has no types
     """values: quota's name -> its number; None takes it away."""
 
     API_KEY = 49

@@ -21,7 +21,7 @@ MAX_INSTRUCTION_CHARACTERS = 500
 MIN_INSTRUCTION_WORDS = 3
 #: Words that people type to fill a field; an instruction made of these alone says nothing.
 FILLER_WORDS = frozenset(
-    "a an the test testing asdf qwerty foo bar baz lorem ipsum dolor todo tbd xxx placeholder string text blah".split()  # noqa: SIM905
+    "a an the test testing asdf qwerty foo bar baz lorem ipsum dolor todo tbd xxx placeholder string text blah".split()  # noqa: SIM905 - words
 )
 ROBOT_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 MAX_EPISODE_ID_CHARACTERS = 128

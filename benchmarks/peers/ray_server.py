@@ -22,7 +22,7 @@ BATCH_WAIT_S = 0.01
 
 def deployment(policy: str) -> Any:
     """The Serve application. One replica, as there is one device; it is given more requests than it has places for."""
-    from ray import serve  # type: ignore[import-not-found]
+    from ray import serve  # type: ignore[import-not-found] # in the peers' environment alone
 
     max_batch = card_of(policy).batch_sizes[-1]
 
@@ -30,7 +30,7 @@ def deployment(policy: str) -> Any:
         def __init__(self) -> None:
             self._host = PolicyHost(policy)
 
-        @serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
+        @serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator] # of ray
         async def infer(self, prepared: list[Any]) -> list[Any]:
             # On the event loop, as in Ray's own examples: from a thread it came out slower here. Serve closes a batch
             # 10 ms after its first request, also while another one runs, so that a free loop makes many small ones.

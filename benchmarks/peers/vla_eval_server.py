@@ -12,7 +12,7 @@ from vla_eval.model_servers.serve import serve
 from benchmarks.peers.policy_host import CAMERA, PolicyHost, Seen
 
 
-class Server(PredictModelServer):  # type: ignore[misc]
+class Server(PredictModelServer):  # type: ignore[misc] # vla-eval has no types
     """Without a chunk size each observation is one inference, and the whole chunk is its answer."""
 
     def __init__(self, host: PolicyHost) -> None:

@@ -29,7 +29,7 @@ from examples.tabletop.render import render, scene_of
 from examples.tabletop.world import COLOURS, TASKS, Worlds, instruction_of, sample
 
 POLICY_FOLDER = Path(__file__).resolve().parent / "policy"
-VOCABULARY = "<pad> <unk> reach pick up push the red green blue yellow block to left right".split()  # noqa: SIM905
+VOCABULARY = "<pad> <unk> reach pick up push the red green blue yellow block to left right".split()  # noqa: SIM905 - words read better in a line
 IMAGE_TOKEN_ID = len(VOCABULARY)
 IMAGE_SIDE_PX, PATCH_PX, HIDDEN, LAYERS, HORIZON = 32, 8, 128, 4, 8
 PATCHES = (IMAGE_SIDE_PX // PATCH_PX) ** 2
@@ -239,7 +239,7 @@ def train(steps: int, seed: int, batch: int, folder: Path) -> None:
             group["lr"] = learning_rate(step, steps)
         flow, auxiliary = loss_of(model, heads, demonstrations.next())
         optimizer.zero_grad(set_to_none=True)
-        (flow + 0.5 * auxiliary).backward()  # type: ignore[no-untyped-call]
+        (flow + 0.5 * auxiliary).backward()  # type: ignore[no-untyped-call] # of torch
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:

@@ -109,7 +109,7 @@ def load_image_model(name: str, device: str) -> ImageModel | None:
 
 def _keep_logs_clean() -> None:
     """Bars of progress are for a terminal, not for a process' log."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()  # type: ignore[no-untyped-call] # of transformers
 
 
 def packaged(name: str) -> str:

@@ -72,7 +72,7 @@ class RunningStack:
         """Send a signal to one process of a role and wait until the supervisor runs another in its place."""
         victim = self.pids(role)[0]
         os.kill(victim, number)
-        self._wait(lambda: victim not in self.pids(role) and self._ready(role), f"{role} did not come back")
+        self.wait_for(lambda: victim not in self.pids(role) and self._ready(role), f"{role} did not come back")
 
     def _ready(self, role: str) -> bool:
         urls = [process["metrics"] for process in self.file["processes"] if process["role"] == role]
@@ -81,7 +81,8 @@ class RunningStack:
         except httpx.TransportError:
             return False
 
-    def _wait(self, condition: Any, what: str, timeout_s: float = 120) -> None:
+    def wait_for(self, condition: Any, what: str, timeout_s: float = 120) -> None:
+        """Until the condition holds; `what` is told where it does not come to."""
         end = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < end, what

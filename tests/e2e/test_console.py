@@ -39,7 +39,7 @@ def request_id(stack: RunningStack) -> str:
 def place_of(stack: RunningStack, request_id: str) -> str:
     """Path of a request's page, once its row is there."""
     query = "SELECT id FROM inference_log WHERE request_id = %s"
-    stack._wait(lambda: stack.rows(query, request_id), "the row did not come")  # noqa: SLF001
+    stack.wait_for(lambda: stack.rows(query, request_id), "the row did not come")
     return f"/console/requests/{stack.rows(query, request_id)[0][0]}"
 
 
@@ -169,12 +169,12 @@ def test_a_robot_that_is_stopped_here_gets_no_actions_until_it_is_resumed(
             return stack.post(observation(seed, robot_id="console-stopped")).status_code
 
         seeds = iter(range(920, 990))
-        stack._wait(lambda: status(next(seeds)) == 423, "the stop does not hold", 20)  # noqa: SLF001
+        stack.wait_for(lambda: status(next(seeds)) == 423, "the stop does not hold", 20)
         page.get_by_role("link", name="Resume robot console-stopped").click()
         page.get_by_label("Why it may go on").fill("tested")
         page.get_by_role("button", name="Resume").click()
         expect(page.get_by_text("robots get actions again")).to_be_visible()
-        stack._wait(lambda: status(next(seeds)) == 200, "the robot does not go on", 20)  # noqa: SLF001
+        stack.wait_for(lambda: status(next(seeds)) == 200, "the robot does not go on", 20)
 
 
 def test_a_wrong_key_and_an_ended_session_are_told(chromium: Browser, stack: RunningStack, key: str) -> None:

@@ -51,7 +51,7 @@ def request_id(stack: RunningStack, key: str) -> str:
         "SELECT 1 FROM inference_log WHERE robot_id = %s AND instruction_embedding IS NOT NULL HAVING count(*) = 5",
         "SELECT 1 FROM instruction_analytics WHERE instruction_embedding IS NOT NULL AND length(%s) > 0",
     ):
-        stack._wait(lambda query=query: stack.rows(query, ROBOT), query)  # noqa: SLF001
+        stack.wait_for(lambda query=query: stack.rows(query, ROBOT), query)
     return last
 
 
@@ -152,7 +152,7 @@ def test_a_poisoned_record_is_found_looked_at_and_sent_again(
             page.reload()
             return row.count() >= count
 
-        stack._wait(lambda: is_there(1), "no letter came")  # noqa: SLF001
+        stack.wait_for(lambda: is_there(1), "no letter came")
         row.first.get_by_role("link").click()
         expect(page.get_by_role("region", name="What died")).to_contain_text("arm-1")
         expect(page.get_by_role("region", name="Headers")).to_contain_text("__connect.errors.exception.message")
@@ -164,10 +164,10 @@ def test_a_poisoned_record_is_found_looked_at_and_sent_again(
         expect(page.get_by_role("region", name="What became of each")).to_contain_text(f"{REQUESTS}/")
         # The cause is still there: it passed the same gate, and died again.
         console.open(f"/console/dead-letters?topic={REQUESTS}")
-        stack._wait(lambda: is_there(2), "it did not die again")  # noqa: SLF001
+        stack.wait_for(lambda: is_there(2), "it did not die again")
         assert console.complaints == []
     query = "SELECT details->>'sent' FROM audit_log WHERE action = 'dlq.replayed'"
-    stack._wait(lambda: stack.rows(query), f"{AUDIT} has no replay")  # noqa: SLF001
+    stack.wait_for(lambda: stack.rows(query), f"{AUDIT} has no replay")
     assert stack.rows(query)[-1] == ("1",)
 
 
@@ -192,7 +192,7 @@ def test_a_key_is_made_used_and_revoked(chromium: Browser, stack: RunningStack, 
         expect(page.get_by_role("heading", name="Revoke this key")).to_be_visible()
         page.get_by_role("button", name="Revoke").click()
         expect(page.get_by_role("row").filter(has_text=made[:12])).to_contain_text("revoked")
-        stack._wait(lambda: status() == 401, "the key is still good", 20)  # noqa: SLF001
+        stack.wait_for(lambda: status() == 401, "the key is still good", 20)
         assert console.complaints == []
 
 
@@ -206,7 +206,7 @@ def test_consent_is_changed_and_an_erasure_asked_for(chromium: Browser, stack: R
         page.get_by_role("button", name="Change it").click()
         expect(page.get_by_role("region", name="What holds now")).to_contain_text("no pixels")
         row = page.get_by_role("row").filter(has_text="metadata")
-        stack._wait(lambda: page.reload() and row.count() > 0, "no history")  # noqa: SLF001
+        stack.wait_for(lambda: page.reload() and row.count() > 0, "no history")
         page.get_by_role("link", name="Erase what is kept").click()
         page.get_by_label("Type the word erase").fill("erase")
         page.get_by_role("button", name="Erase").click()
@@ -231,7 +231,7 @@ def test_no_page_has_a_barrier_or_is_wider_than_its_window(
     with window(chromium, stack, size=size, scheme=scheme) as console:
         page = console.log_in(key, "/console/dead-letters")
         row = page.get_by_role("row").filter(has_text=letter)
-        stack._wait(lambda: page.reload() and row.count() > 0, "no letter came")  # noqa: SLF001
+        stack.wait_for(lambda: page.reload() and row.count() > 0, "no letter came")
         paths.append(str(row.first.get_by_role("link").get_attribute("href")))
         console.open("/console/keys")
         paths.append(str(page.get_by_role("link", name=re.compile("^Revoke")).first.get_attribute("href")))

@@ -50,7 +50,7 @@ class Customer:
         return list(answer["matches"]) if answer is not None else []
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
-        self._stack._wait(condition, what)  # noqa: SLF001
+        self._stack.wait_for(condition, what)
 
     def row(self, request_id: str) -> tuple[Any, ...]:
         """tier-dependent columns of the request's row, once it is there."""
@@ -114,7 +114,7 @@ def test_a_no_holds_for_what_comes_after(customer: Customer, stack: RunningStack
     def refused() -> bool:
         return bool(customer.row(customer.infer(next(seeds)))[0] is None)
 
-    stack._wait(refused, "the instruction is still kept")  # noqa: SLF001
+    stack.wait_for(refused, "the instruction is still kept")
     assert [change["tier"] for change in customer.get("/v1/customers/me/consent/history")["changes"]] == [
         "none",
         "full",

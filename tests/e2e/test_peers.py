@@ -53,4 +53,4 @@ def test_a_client_of_another_project_does_its_task_through_our_gates(
     def asked() -> int:
         return int(stack.rows(query, robot_id)[0][0])
 
-    stack._wait(lambda: asked() > 0, f"no row of {robot_id}")  # noqa: SLF001
+    stack.wait_for(lambda: asked() > 0, f"no row of {robot_id}")

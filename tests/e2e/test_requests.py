@@ -62,7 +62,7 @@ def test_an_answer_can_be_looked_up_later(stack: RunningStack) -> None:
     def found() -> httpx.Response:
         return httpx.get(url, headers=stack.headers)
 
-    stack._wait(lambda: found().status_code == 200, "the row did not come")  # noqa: SLF001
+    stack.wait_for(lambda: found().status_code == 200, "the row did not come")
     assert body["request_id"] in found().text
     unknown = httpx.get(f"{stack.api}/v1/inferences/{uuid.uuid4()}", headers=stack.headers)
     assert unknown.status_code == 404
