@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import yaml
+
 from schemas.cards import ActionDim, ActionKind, CardSet, EmbodimentCard, Gripper, ModelCard, StateDim, Workspace
 
 
@@ -46,3 +50,12 @@ def model(**changes: object) -> ModelCard:
 
 def cards(*models: ModelCard, embodiments: tuple[EmbodimentCard, ...] | None = None) -> CardSet:
     return CardSet(models=models or (model(),), embodiments=embodiments or (embodiment(),))
+
+
+def write_cards(folder: Path, served: ModelCard | None = None) -> Path:
+    """The installation as the files that a process reads, `served` in the place of its deployment."""
+    for kind, name, card in (("embodiments", "test_arm", embodiment()), ("models", "test_model", served or model())):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        content = card.model_dump(mode="json", exclude_none=True)
+        (folder / kind / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return folder

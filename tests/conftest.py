@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.embedded"]
+pytest_plugins = ["tests.embedded", "tests.secure_kafka"]
 
 # How long an example takes is the machine's affair: no test fails for it.
 settings.register_profile("any machine", deadline=None)

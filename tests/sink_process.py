@@ -15,21 +15,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
-from schemas.cards import EmbodimentCard, ModelCard
-from tests import cards
-
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def write_cards(folder: Path, model: ModelCard | None = None, embodiment: EmbodimentCard | None = None) -> Path:
-    """A folder for CARDS_DIR with one card of each kind."""
-    for name, card in (("models", model or cards.model()), ("embodiments", embodiment or cards.embodiment())):
-        (folder / name).mkdir(parents=True)
-        text = yaml.safe_dump(card.model_dump(mode="json", exclude={"path"}))
-        (folder / name / "card.yaml").write_text(text)
-    return folder
 
 
 class Role:

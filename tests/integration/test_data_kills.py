@@ -30,11 +30,12 @@ from sinks.etl.commands import PIPELINES, Etl
 from sinks.lake_reader import Lake, open_lake
 from sinks.migrate import upgrade
 from tests import factories as f
+from tests.cards import write_cards
 from tests.embedded import empty_database, running
 from tests.lake_case import LakeFolder, actions
 from tests.postgres_case import contents, rows, sink
 from tests.sink_case import SALT, consents
-from tests.sink_process import ROOT, Role, wait_for, write_cards
+from tests.sink_process import ROOT, Role, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(280)]
 

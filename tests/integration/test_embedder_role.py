@@ -26,8 +26,9 @@ from schemas.embeddings import IMAGE_EMBEDDING_DIM, INSTRUCTION_EMBEDDING_DIM
 from schemas.messages import Consent, Embedding, EmbeddingQuery
 from schemas.topics import CONSENT, EMBEDDINGS, QUERIES, REPLIES, REQUESTS, accepted_topic
 from tests import factories as f
+from tests.cards import write_cards
 from tests.embedded import running
-from tests.sink_process import ROOT, Role, wait_for, write_cards
+from tests.sink_process import ROOT, Role, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(240)]
 

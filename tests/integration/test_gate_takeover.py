@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from runtime.settings import Settings
 from runtime.stack.kafka import Kafka
 from runtime.stack.layout import Layout, free_port
 from runtime.topic_admin import apply_topics
-from tests.cards import embodiment, model
+from tests.cards import write_cards
 from tests.embedded import running
 from tests.fleet_log import InstantWorker, OpenLoopLoad, OutcomeReader
 
@@ -32,12 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def card_folder(tmp_path: Path) -> Path:
-    for kind, name, card in (("embodiments", "test_arm", embodiment()), ("models", "test_model", model())):
-        folder = tmp_path / "cards" / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        content = card.model_dump(mode="json", exclude_none=True)
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return tmp_path / "cards"
+    return write_cards(tmp_path / "cards")
 
 
 class GateProcess:

@@ -39,11 +39,10 @@ from schemas.ids import partition_of
 from schemas.messages import Outcome, SafetyMode
 from schemas.topics import CONTROL, EMBODIMENTS, OUTCOMES, REPLIES, REQUESTS, RESULTS, accepted_topic, dead_letter_topic
 from tests import pictures
-from tests.cards import model
+from tests.cards import model, write_cards
 from tests.embedded import running
 from tests.fleet_log import InstantWorker, OpenLoopLoad, request
 from tests.integration.test_gate_takeover import gates, wait_until_ready
-from tests.integration.test_request_reply import card_folder
 from tests.unit.test_own_robots import own, served
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -88,7 +87,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     with running(kafka, layout):
         environment = {
             "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
-            "CARDS_DIR": str(card_folder(folder / "cards", served().models[0])),
+            "CARDS_DIR": str(write_cards(folder / "cards", served().models[0])),
             "DATA_DIR": str(folder / "data"),
         }
         settings = Settings(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ingest_api.gateway import KafkaGateway, NoReply, Question
@@ -29,12 +28,11 @@ from runtime.stack.kafka import Kafka
 from runtime.stack.layout import Layout, free_port
 from runtime.topic_admin import apply_topics
 from schemas import headers as h
-from schemas.cards import ModelCard
 from schemas.messages import InferenceRequest, Outcome, WorkerHeartbeat
 from schemas.topics import REQUESTS, WORKERS
 from sinks.migrate import upgrade
 from tests.api_processes import ApiProcess, api_processes
-from tests.cards import embodiment, model
+from tests.cards import model, write_cards
 from tests.embedded import RunningServer, running
 from tests.unit.api_case import body, chunk_outcome
 
@@ -44,14 +42,6 @@ pytestmark = pytest.mark.kafka
 SILENT = "silent-arm"
 
 
-def card_folder(folder: Path, served: ModelCard | None = None) -> Path:
-    for kind, name, card in (("embodiments", "test_arm", embodiment()), ("models", "test_model", served or model())):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        content = card.model_dump(mode="json", exclude_none=True)
-        (folder / kind / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return folder
-
-
 @contextmanager
 def broker(folder: Path, *, fleets: str = "") -> Iterator[tuple[RunningServer, Settings]]:
     """A Kafka of one's own with all topics."""
@@ -59,7 +49,7 @@ def broker(folder: Path, *, fleets: str = "") -> Iterator[tuple[RunningServer, S
     layout.create()
     kafka = Kafka(layout)
     with running(kafka, layout) as server:
-        folders = {"cards_dir": card_folder(folder / "cards"), "stack_file": folder / "no-stack.json"}
+        folders = {"cards_dir": write_cards(folder / "cards"), "stack_file": folder / "no-stack.json"}
         settings = Settings.model_validate({"kafka_bootstrap_servers": kafka.bootstrap, "fleets": fleets, **folders})
         apply_topics(settings)
         yield server, settings

@@ -24,8 +24,9 @@ from schemas.topics import OUTCOMES, REQUESTS, accepted_topic, requests_topic
 from sinks.books import read_books
 from sinks.migrate import upgrade
 from tests import factories as f
+from tests.cards import write_cards
 from tests.embedded import running
-from tests.sink_process import Role, write_cards
+from tests.sink_process import Role
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
