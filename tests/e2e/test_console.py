@@ -85,7 +85,7 @@ def test_a_request_appears_by_itself_and_is_looked_into(chromium: Browser, stack
         body = observation(910, robot_id="console-late")
         assert stack.post(body).status_code == 200
         page.get_by_role("row").filter(has_text="console-late").first.get_by_role("link").click()
-        expect(page.get_by_role("heading", name="Request", level=1)).to_be_visible()
+        expect(page.get_by_role("heading", name="Request", exact=True, level=1)).to_be_visible()
         expect(page.locator("q")).to_have_text(str(body["instruction"]))
         frame = page.get_by_role("img", name="What the camera base saw")
         expect(frame).to_be_visible()
@@ -121,6 +121,8 @@ def test_all_of_it_goes_by_keyboard(chromium: Browser, stack: RunningStack, key:
     with window(chromium, stack) as console:
         page = console.open("/console")
         keyboard = page.keyboard
+        # The browser gives the field its focus a moment after the page is loaded.
+        expect(page.get_by_label("Key", exact=True)).to_be_focused()
         keyboard.type(key)
         keyboard.press("Enter")
         page.get_by_role("heading", name="Fleet", level=1).wait_for()
@@ -135,7 +137,7 @@ def test_all_of_it_goes_by_keyboard(chromium: Browser, stack: RunningStack, key:
         first = page.locator("tbody a").first.get_attribute("id")
         console.tab_to(str(first))
         keyboard.press("Enter")
-        page.get_by_role("heading", name="Request", level=1).wait_for()
+        page.get_by_role("heading", name="Request", exact=True, level=1).wait_for()
         console.tab_to("Stop and resume")
         keyboard.press("Enter")
         page.get_by_role("heading", name="Stop and resume", level=1).wait_for()

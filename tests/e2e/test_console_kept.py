@@ -102,7 +102,7 @@ def test_an_episode_is_played_back_by_keyboard(
         page.get_by_text("The same as a table").click()
         expect(page.get_by_role("columnheader", name="gripper")).to_be_visible()
         page.get_by_role("link", name="looked into").click()
-        expect(page.get_by_role("heading", name="Request", level=1)).to_be_visible()
+        expect(page.get_by_role("heading", name="Request", exact=True, level=1)).to_be_visible()
         assert console.complaints == []
 
 

@@ -132,7 +132,8 @@ def test_who_may_see_a_groups_offsets_may_not_move_join_or_delete_it(
     admin = build_admin(settings)
     for grant in seen:
         (answer,) = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(grant.name)]).values()
-        assert [(p.topic, p.offset) for p in answer.result(20).topic_partitions or []] == [(OUTCOMES, 1)]
+        places = {(p.topic, p.partition): p.offset for p in answer.result(20).topic_partitions or []}
+        assert places[OUTCOMES, 0] == 1
         moved = ConsumerGroupTopicPartitions(grant.name, [TopicPartition(OUTCOMES, 0, 0)])
         (refused,) = admin.alter_consumer_group_offsets([moved]).values()
         errors = [p.error.code() for p in refused.result(20).topic_partitions or [] if p.error is not None]
