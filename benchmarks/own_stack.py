@@ -30,12 +30,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model that the stack serves, and by how many workers. Without a device: the tabletop policy itself."""
+    """A model that the stack serves, and by how many workers. Without a device: the policy of its own card."""
 
     model: str
     device: devices.SimulatedDevice | None = None
     cameras: int = 1
     workers: int = 1
+    #: The model's card, where it is none of ours.
+    card: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,9 @@ def write_cards(folder: Path, deployments: tuple[Deployment, ...]) -> Path:
     shutil.copytree(_CARDS / "embodiments", folder / "embodiments")
     for deployment in deployments:
         if deployment.device is None:
-            card = yaml.safe_load((_CARDS / "models" / f"{TABLETOP}.yaml").read_text())
-            card["weights"] = str((_CARDS / "models" / card["weights"]).resolve())
+            file = deployment.card or _CARDS / "models" / f"{deployment.model}.yaml"
+            card = yaml.safe_load(file.read_text())
+            card["weights"] = str((file.parent / card["weights"]).resolve())
         else:
             card = devices.card(deployment.device, deployment.model, CAMERAS[: deployment.cameras])
         (folder / "models" / f"{deployment.model}.yaml").write_text(yaml.safe_dump(card, sort_keys=False))

@@ -29,13 +29,14 @@ from benchmarks.frames import View, views
 from benchmarks.layers import share_within
 from benchmarks.load import OK, Sample, closed_loop, steady_rate
 from benchmarks.measure import DEADLINE_MS, progress_line
-from benchmarks.own_stack import TABLETOP, Deployment, own_stack
+from benchmarks.own_stack import Deployment, own_stack
 from benchmarks.peers.clients import CLIENTS, PeerClients, pixels
-from benchmarks.peers.environments import FOLDER, PEERS, Peer, version_of
-from benchmarks.peers.policy_host import POLICIES, PolicyHost, Seen
+from benchmarks.peers.environments import FOLDER, PEERS, Peer, is_installed, version_of
+from benchmarks.peers.policy_host import POLICIES, PolicyHost, Seen, card_of
 from benchmarks.peers.serving import missing, serving
 from benchmarks.rest import RestClients
 from benchmarks.side_tables import OURS, Row, markdown
+from gpu_consumers.devices import device_name, release_memory
 from runtime.errors import Unavailable
 
 #: The picture that every server gets: as JPEG over our REST and Ray's, as raw pixels over the WebSockets.
@@ -49,7 +50,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     here = machine.describe()
     pictures = views(8, 1, JPEG_BYTES, SIDE_PX, SIDE_PX)
-    raw = raw_loop(options.policy, pictures, options.seconds)
+    raw, runs_on = raw_loop(options.policy, pictures, options.seconds)
     rows = _ours(options, pictures) if not options.peers_only else []
     left_out = []
     for peer in PEERS:
@@ -63,9 +64,10 @@ def main() -> int:
         except Unavailable as error:
             left_out.append(f"{peer.title} was left out: {error}.")
             say(left_out[-1])
-    versions = {peer.title: version for peer in PEERS if (version := version_of(peer, options.folder))}
+    installed = [peer for peer in PEERS if is_installed(peer, options.folder)]
+    versions = {peer.title: version for peer in installed if (version := version_of(peer, options.folder))}
     notes = [
-        f"Policy: {_policy_label(options.policy)}, one thread. Servers run one after another, each with every core; "
+        f"Policy: {_policy_label(options.policy, runs_on)}. Servers run one after another, each with every core; "
         f"the load generator shares them. Picture: {SIDE_PX}x{SIDE_PX}, a JPEG of {JPEG_BYTES} bytes to us and Ray, "
         "raw pixels to the others, which so decode nothing. Only ours logs, gates and authenticates.",
         'Column "machine": what a million additions in Python took right before a row. Compare rows where it is alike.',
@@ -78,7 +80,7 @@ def main() -> int:
         report.heading("Side by side", here, ["python", "-m", "benchmarks.side_by_side", *sys.argv[1:]], notes),
     )
     say("\n" + text)
-    name = options.name or f"{here.date}-side-by-side-{options.policy}"
+    name = options.name or f"{here.date}-side-by-side-{Path(options.policy).stem}"
     document = {"machine": asdict(here), "notes": notes, "raw": raw, "rows": [asdict(row) for row in rows]}
     say(f"saved: {report.save(name, text, document, options.out)}")
     return 0
@@ -88,8 +90,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def raw_loop(policy: str, pictures: Sequence[View], seconds: float) -> dict[int, float]:
-    """Batch size -> inferences a second of the policy alone, in a loop: no server can be faster."""
+def raw_loop(policy: str, pictures: Sequence[View], seconds: float) -> tuple[dict[int, float], str]:
+    """Batch size -> inferences a second of the policy alone, in a loop: no server can be faster. And what it ran on."""
     host = PolicyHost(policy)
     seen = [Seen(v.instruction, pixels(v.jpegs[0]), np.asarray(v.state, np.float32)) for v in pictures]
     rates = {}
@@ -102,13 +104,17 @@ def raw_loop(policy: str, pictures: Sequence[View], seconds: float) -> dict[int,
             done += size
         rates[size] = done / (time.perf_counter() - began_s)
         say(f"raw loop, batches of {size}: {rates[size]:.1f}/s over {elapsed_s:.1f} s")
-    return rates
+    name = device_name(host.device)
+    del host
+    release_memory()
+    return rates, name
 
 
 def _ours(options: argparse.Namespace, pictures: Sequence[View]) -> list[Row]:
-    device = DEVICES.get(options.policy)
-    deployment = Deployment(TABLETOP if device is None else device.name, device)
-    with own_stack((deployment,), say) as target:
+    card = card_of(options.policy)
+    file = Path(options.policy) if options.policy not in POLICIES else None
+    deployment = Deployment(card.deployment, DEVICES.get(options.policy), card=file)
+    with own_stack((deployment,), say, gates=options.gates) as target:
 
         def connect() -> RestClients:
             return RestClients(target.api, target.api_key, model=deployment.model, views=pictures, ttl_ms=60_000)
@@ -161,10 +167,10 @@ def _measure(server: str, count: int, seconds: float, connect: Callable[[], Rest
     return row
 
 
-def _policy_label(policy: str) -> str:
+def _policy_label(policy: str, runs_on: str) -> str:
     device = DEVICES.get(policy)
     if device is None:
-        return f"{policy}, the real one"
+        return f"{card_of(policy).title}, on {'one thread' if runs_on == 'cpu' else runs_on}"
     pace = f"{device.per_item_ms:.2f} ms x n + {device.base_ms:.2f} ms, best {device.best_rate:.1f}/s"
     return f"{SIMULATED} {device.name}, {pace} ({device.source})"
 
@@ -172,7 +178,8 @@ def _policy_label(policy: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--policy", choices=POLICIES, default="tabletop", help="the real tabletop policy, or a simulated device")
+    add("--policy", default="tabletop", help=f"one of {', '.join(POLICIES)}, or a card's file with weights beside it")
+    add("--gates", type=int, default=1, help="gate processes of our own stack")
     add("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     add("--seconds", type=float, default=10.0, help="of each number of clients")
     add("--warm-up", type=float, default=20.0, help="seconds of load on each server before it is measured")

@@ -1,4 +1,4 @@
-"""The same policy for every server that is compared: same code, weights and threads, without a pipeline around it."""
+"""The same policy for every server that is compared: same code, weights, device and threads, no pipeline around it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.devices import DEVICES, card
+from gpu_consumers.devices import choose_device
 from gpu_consumers.policies.contract import Observation
 from gpu_consumers.policies.registry import load_policy
+from runtime.model_commands import find_card
+from runtime.settings import Settings
 from schemas.card_files import load_cards
 from schemas.cards import ModelCard
 
 CAMERA = "base"
-#: Policies that can be compared: the tabletop policy, and simulated devices.
+#: Policies that can be compared by name: the tabletop policy, and simulated devices. Any other is a card's file.
 POLICIES = ("tabletop", *DEVICES)
 _CARDS = Path(__file__).resolve().parents[2] / "deploy" / "cards"
 
@@ -34,7 +37,7 @@ class Seen:
 
 
 class PolicyHost:
-    """A policy with `threads` threads of torch."""
+    """A policy on the GPU, where there is one, or on `threads` threads of torch."""
 
     def __init__(self, policy: str, threads: int = 1) -> None:
         self.card = card_of(policy)
@@ -43,7 +46,8 @@ class PolicyHost:
             import torch
 
             torch.set_num_threads(threads)
-        self._policy = load_policy(self.card, "cpu")
+        self.device = choose_device(Settings(_env_file=None, torch_threads=threads), self.card)
+        self._policy = load_policy(self.card, self.device)
         self._seeds = count()
         self.infer([self.prepare(Seen("pick up the red block", np.zeros((64, 64, 3), np.uint8), np.zeros(8, "f4")))])
 
@@ -64,10 +68,8 @@ class PolicyHost:
 
 
 def card_of(policy: str) -> ModelCard:
-    """The model card of a name in POLICIES. Raises ValueError for another."""
+    """The model card of a name in POLICIES, or of a card's file. Raises Fatal for anything else."""
     if policy in DEVICES:
         return ModelCard.model_validate(card(DEVICES[policy], policy, (CAMERA,)))
-    found = load_cards(_CARDS).deployment(f"{policy}-pi0")
-    if found is None:
-        raise ValueError(f"no policy {policy!r}: known are {', '.join(POLICIES)}")
-    return found
+    known = load_cards(_CARDS).deployment(f"{policy}-pi0")
+    return known or find_card(Settings(_env_file=None, cards_dir=_CARDS), policy)

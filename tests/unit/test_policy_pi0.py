@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from gpu_consumers.policies.contract import Observation, PolicyError
 from gpu_consumers.policies.pi0.checkpoint import Names, read_config
-from gpu_consumers.policies.pi0.compilation import compile_parts, filled_up
+from gpu_consumers.policies.pi0.compilation import compile_parts
 from gpu_consumers.policies.pi0.policy import PI0Policy
 from gpu_consumers.policies.registry import load_policy
 from gpu_consumers.policies.scaling import by_mean, by_range, of_card
@@ -265,12 +265,6 @@ def test_a_folder_that_cannot_be_served_is_refused(tmp_path: Path, change: dict[
     path.write_text(json.dumps({**tiny_pi0.config(), **change}))
     with pytest.raises(Fatal, match=reason):
         load_policy(pi0_card(tmp_path / "weights"), "cpu")
-
-
-def test_batches_are_filled_up_to_the_next_size_of_the_card() -> None:
-    assert filled_up("ab", (1, 4, 8)) == ["a", "b", "b", "b"]
-    assert filled_up("a", (1, 4)) == ["a"]
-    assert filled_up("abc", (1, 2)) == ["a", "b", "c"]
 
 
 def test_compiled_parts_give_the_same_actions(folder: Path, pi0: PI0Policy) -> None:

@@ -65,15 +65,19 @@ class OpenVLANetwork(nn.Module):
         decoder: Any = LlamaForCausalLM
         self.language_model = decoder(text)
 
-    @torch.inference_mode()
-    def generate(self, pictures: torch.Tensor, prompts: list[list[int]], steps: int) -> torch.Tensor:
+    def generate(
+        self, pictures: torch.Tensor, words: torch.Tensor, places: torch.Tensor, mask: torch.Tensor, *, steps: int
+    ) -> torch.Tensor:
         """Logits (batch, steps, vocabulary) of the tokens that a greedy decoder picks one after another.
 
-        A row is begin token, patches, text, with padding on its left, so that all rows end together. Padding is
-        masked and takes no positions: a row is what it would be alone.
+        pictures: (batch, 3 x towers, side, side); words, places and mask: the rows that `rows.py` lays out. All work is
+        of a shape that the inputs' shapes give, so that it can be recorded.
         """
         decoder: Any = self.language_model.model
-        embeddings, mask = self._rows(pictures, prompts)
+        patches = self.projector(self.vision_backbone(pictures.to(self.projector.fc1.weight.dtype)))
+        known = decoder.embed_tokens(words)
+        source = torch.cat([torch.zeros_like(known[:, :1]), known, patches.to(known.dtype)], dim=1)
+        embeddings = source.gather(1, places[..., None].expand(-1, -1, source.shape[2]))
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         past: Any = None
         logits: list[torch.Tensor] = []
@@ -92,19 +96,6 @@ class OpenVLANetwork(nn.Module):
                 mask = functional.pad(mask, (0, 1), value=1)
                 positions = positions[:, -1:] + 1
         return torch.stack(logits, dim=1)
-
-    def _rows(self, pictures: torch.Tensor, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        patches = self.projector(self.vision_backbone(pictures))
-        embed: Any = self.language_model.model.embed_tokens
-        longest = max(map(len, prompts))
-        rows, masks = [], []
-        for index, prompt in enumerate(prompts):
-            words = embed(torch.tensor(prompt, device=patches.device))
-            row = torch.cat([words[:1], patches[index], words[1:]])
-            missing = longest - len(prompt)
-            rows.append(functional.pad(row, (0, 0, missing, 0)))
-            masks.append(functional.pad(torch.ones(len(row), dtype=torch.long, device=row.device), (missing, 0)))
-        return torch.stack(rows), torch.stack(masks)
 
 
 def build(architecture: Architecture) -> OpenVLANetwork:

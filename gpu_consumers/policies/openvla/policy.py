@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from gpu_consumers.policies.contract import AS_THE_CARD_SAYS, LoadOptions, Observation, PolicyError
+from gpu_consumers.policies.graphs import GraphedCall, filled_up
 from gpu_consumers.policies.openvla.actions import ActionDecoder
 from gpu_consumers.policies.openvla.checkpoint import Names, read_architecture, read_preprocessing, read_statistics
 from gpu_consumers.policies.openvla.images import PictureTransform
 from gpu_consumers.policies.openvla.network import build
+from gpu_consumers.policies.openvla.rows import lay_out
 from gpu_consumers.policies.weights import WeightFiles, load_into, torch_dtype
 from runtime.errors import Fatal
 from schemas.cards import ModelCard
@@ -34,6 +37,8 @@ _PROMPTS = {
     ),
 }
 _BEGIN = 1
+#: Prompts are padded to multiples of so many tokens where graphs are recorded: each length is a recording.
+_LENGTHS = 32
 #: Llama's empty token: training always had it between prompt and actions, its tokenizer does not put it there.
 _EMPTY = 29871
 
@@ -49,6 +54,8 @@ class OpenVLAPolicyConfig(BaseModel):
     prompt: Literal["openvla", "openvla-v01"] = "openvla"
     #: Longest prompt, instruction and frame together.
     max_text_tokens: int = Field(default=256, ge=16, le=2048)
+    #: Record CUDA graphs on a GPU: batches are filled up to the next of the card's sizes. Without effect on a CPU.
+    graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,8 @@ class OpenVLAPolicy:
         load_into(self._network, files, rename=Names(files.names()), dtype=self._dtype, device=device, options=options)
         self._tokenizer = Tokenizer.from_file(str(files.folder / "tokenizer.json"))
         used = self._network.vision_backbone.patches + self._decode.dim
+        generate = partial(self._network.generate, steps=self._decode.dim)
+        self._generate = GraphedCall(generate, device, record=self._config.graphs)
         self._max_text_tokens = min(self._config.max_text_tokens, architecture.llm_max_length - used)
         self.revision = files.digest()
 
@@ -92,12 +101,18 @@ class OpenVLAPolicy:
 
     def infer(self, batch: Sequence[Prepared]) -> NDArray[np.int64]:
         """Action tokens (batch, action_dim)."""
-        return self.logits(batch).argmax(dim=-1).cpu().numpy()
+        tokens: NDArray[np.int64] = self.logits(batch).argmax(dim=-1).cpu().numpy()
+        return tokens
 
+    @torch.inference_mode()
     def logits(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """(batch, action_dim, vocabulary) on the device; each step continues with the likeliest token of the last."""
-        pictures = torch.stack([item.picture for item in batch]).to(self.device, self._dtype)
-        return self._network.generate(pictures, [item.tokens for item in batch], self._decode.dim)
+        records = self._generate.records
+        items = filled_up(batch, self.card.batch_sizes) if records else batch
+        pictures = torch.stack([item.picture for item in items])
+        patches = self._network.vision_backbone.patches
+        rows = lay_out([item.tokens for item in items], patches, multiple=_LENGTHS if records else 1)
+        return self._generate(pictures, *rows)[: len(batch)]
 
     def finish(self, raw: NDArray[np.int64], size: int) -> list[NDArray[np.float32]]:
         return [actions[None].astype(np.float32) for actions in self._decode(raw[:size])]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
-
-Item = TypeVar("Item")
+from typing import Any
 
 
 def compile_parts(model: Any, *, backend: str = "inductor") -> None:
@@ -15,9 +12,3 @@ def compile_parts(model: Any, *, backend: str = "inductor") -> None:
     """
     for part in (model.model.vlm.vision_tower, model.model.vlm.language_model, model.model.dit):
         part.compile(backend=backend, dynamic=False)
-
-
-def filled_up(batch: Sequence[Item], sizes: Sequence[int]) -> list[Item]:
-    """The batch and repeats of its last item, up to the next of the ascending `sizes`; larger ones stay as they are."""
-    size = next((size for size in sizes if size >= len(batch)), len(batch))
-    return [*batch, *[batch[-1]] * (size - len(batch))]

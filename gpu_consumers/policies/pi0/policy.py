@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +22,11 @@ from transformers import PI0ForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from gpu_consumers.policies.contract import AS_THE_CARD_SAYS, LoadOptions, Observation, PolicyError
+from gpu_consumers.policies.graphs import GraphedCall, filled_up
 from gpu_consumers.policies.pi0.checkpoint import Layout, Names, read_config, stored_statistics
-from gpu_consumers.policies.pi0.compilation import compile_parts, filled_up
+from gpu_consumers.policies.pi0.compilation import compile_parts
 from gpu_consumers.policies.pi0.images import padded, stretched
+from gpu_consumers.policies.pi0.sampling import sample_actions
 from gpu_consumers.policies.scaling import Scaling, identity, of_card
 from gpu_consumers.policies.weights import WeightFiles, load_into, torch_dtype
 from runtime.errors import Fatal
@@ -43,6 +46,8 @@ class PI0PolicyConfig(BaseModel):
     images: Literal["stretch", "pad"] | None = None
     #: `paligemma`: as written, a newline at the end. `lower`: in lower case. None: by layout, in that order.
     text: Literal["paligemma", "lower"] | None = None
+    #: Record CUDA graphs on a GPU: batches are filled up to the next of the card's sizes. Without effect on a CPU.
+    graphs: bool = True
     #: torch.compile on a GPU: the first batch of each size takes minutes. Without effect on a CPU.
     compile: bool = False
 
@@ -86,9 +91,12 @@ class PI0Policy:
         self._side_px = int(vision.image_size)
         self._image_tokens = (self._side_px // int(vision.patch_size)) ** 2
         self._image_token_id = int(self.model.config.vlm_config.image_token_id)
-        self._compiled = self._config.compile and device.startswith("cuda")
-        if self._compiled:
+        compiled = self._config.compile and device.startswith("cuda")
+        if compiled:
             compile_parts(self.model)
+        sample = partial(sample_actions, self.model, steps=self._config.denoising_steps)
+        self._sample = GraphedCall(sample, device, record=self._config.graphs)
+        self._fixed_sizes = compiled or self._sample.records
         self.revision = files.digest()
 
     def prepare(self, observation: Observation) -> Prepared:
@@ -114,18 +122,16 @@ class PI0Policy:
     @torch.inference_mode()
     def infer(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Actions as the model scales them, float32 (batch, chunk, max_action_dim), on the CPU."""
-        items = filled_up(batch, self.card.batch_sizes) if self._compiled else batch
-        actions = self.model.sample_actions(
-            state=torch.stack([item.state for item in items]).to(self.device, self._dtype),
-            input_ids=torch.stack([item.tokens for item in items]).to(self.device),
-            # Without a mask positions shift and other actions come out, silently.
-            attention_mask=torch.stack([item.mask for item in items]).to(self.device),
-            pixel_values=torch.stack([item.images for item in items]).to(self.device, self._dtype),
-            pixel_attention_mask=torch.stack([item.present for item in items]).to(self.device),
-            noise=torch.stack([item.noise for item in items]).to(self.device, self._dtype),
-            num_steps=self._config.denoising_steps,
+        items = filled_up(batch, self.card.batch_sizes) if self._fixed_sizes else batch
+        actions = self._sample(
+            torch.stack([item.images for item in items]),
+            torch.stack([item.present for item in items]),
+            torch.stack([item.tokens for item in items]),
+            torch.stack([item.mask for item in items]),
+            torch.stack([item.state for item in items]),
+            torch.stack([item.noise for item in items]),
         )
-        on_cpu: torch.Tensor = actions[: len(batch)].float().cpu()
+        on_cpu: torch.Tensor = actions[: len(batch)].cpu()
         return on_cpu
 
     def finish(self, raw: torch.Tensor, size: int) -> list[NDArray[np.float32]]:
