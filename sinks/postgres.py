@@ -59,7 +59,11 @@ _BATCH_BYTES = 8 * 1024 * 1024
 _COLUMNS = [column for column in inference_log.columns if column.name != "instruction_embedding"]
 _JSON_COLUMNS = frozenset(column.name for column in _COLUMNS if isinstance(column.type, JSONB))
 _NAMES = sql.SQL(", ").join(sql.Identifier(column.name) for column in _COLUMNS)
-_CREATE_INCOMING = "CREATE TEMP TABLE IF NOT EXISTS incoming_inference_log (LIKE inference_log) ON COMMIT DELETE ROWS"
+# The columns that this version knows, without the constraints of those that a newer schema may have.
+_CREATE_INCOMING = sql.SQL(
+    "CREATE TEMP TABLE IF NOT EXISTS incoming_inference_log ON COMMIT DELETE ROWS "
+    "AS SELECT {} FROM inference_log WITH NO DATA"
+).format(_NAMES)
 _COPY_INCOMING = sql.SQL("COPY incoming_inference_log ({}) FROM STDIN").format(_NAMES)
 _INSERT_INCOMING = sql.SQL(
     "INSERT INTO inference_log ({0}) SELECT {0} FROM incoming_inference_log ON CONFLICT (id) DO NOTHING RETURNING id"
