@@ -15,8 +15,10 @@ import asyncio
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,22 +28,26 @@ import uvloop
 from benchmarks import machine, report
 from benchmarks.devices import DEVICES, SIMULATED
 from benchmarks.frames import View, views
-from benchmarks.layers import share_within
+from benchmarks.layers import share_within, stages_ms, summarise
 from benchmarks.load import OK, Sample, closed_loop, steady_rate
 from benchmarks.measure import DEADLINE_MS, progress_line
-from benchmarks.own_stack import Deployment, own_stack
+from benchmarks.outcome_log import OutcomeLog
+from benchmarks.own_stack import Deployment, Target, own_stack
 from benchmarks.peers.clients import CLIENTS, PeerClients, pixels
 from benchmarks.peers.environments import FOLDER, PEERS, Peer, is_installed, version_of
 from benchmarks.peers.policy_host import POLICIES, PolicyHost, Seen, card_of
-from benchmarks.peers.serving import missing, serving
+from benchmarks.peers.serving import Serving, missing
 from benchmarks.rest import RestClients
 from benchmarks.side_tables import OURS, Row, markdown
-from gpu_consumers.devices import device_name, release_memory
+from gpu_consumers.devices import choose_device, device_name, release_memory
 from runtime.errors import Unavailable
+from runtime.settings import Settings
 
 #: The picture that every server gets: as JPEG over our REST and Ray's, as raw pixels over the WebSockets.
 SIDE_PX, JPEG_BYTES = 224, 20_000
 _WARM_UP_S = 2.0
+#: Of the warm-up: many, as a broker's JVM compiles its hot paths only after thousands of records.
+_WARM_UP_CLIENTS = 32
 
 
 def main() -> int:
@@ -50,24 +56,34 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     here = machine.describe()
     pictures = views(8, 1, JPEG_BYTES, SIDE_PX, SIDE_PX)
-    raw, runs_on = raw_loop(options.policy, pictures, options.seconds)
-    rows = _ours(options, pictures) if not options.peers_only else []
-    left_out = []
-    for peer in PEERS:
-        reason = missing(peer, folder=options.folder, openpi=options.openpi)
-        if reason:
-            left_out.append(f"{peer.title} was left out: {reason}.")
-            say(left_out[-1])
-            continue
-        try:
-            rows += _peer(peer, options, pictures)
-        except Unavailable as error:
-            left_out.append(f"{peer.title} was left out: {error}.")
-            say(left_out[-1])
+    raw = {} if options.no_raw else raw_loop(options.policy, pictures, options.seconds)
+    rows: list[Row] = []
+    left_out: list[str] = []
+
+    def leave_out(peer: Peer, reason: object) -> None:
+        left_out.append(f"{peer.title} was left out: {reason}.")
+        say(left_out[-1])
+
+    with ExitStack() as started:
+        waiting = {}
+        for peer in PEERS:
+            if reason := missing(peer, folder=options.folder, openpi=options.openpi):
+                leave_out(peer, reason)
+            else:
+                waiting[peer] = Serving(peer, options.policy, folder=options.folder, openpi=options.openpi, say=say)
+                if options.together:
+                    started.enter_context(waiting[peer])
+        if not options.peers_only:
+            rows += _ours(options, pictures)
+        for peer, server in waiting.items():
+            try:
+                rows += _peer(peer, server, options, pictures)
+            except Unavailable as error:
+                leave_out(peer, error)
     installed = [peer for peer in PEERS if is_installed(peer, options.folder)]
     versions = {peer.title: version for peer in installed if (version := version_of(peer, options.folder))}
     notes = [
-        f"Policy: {_policy_label(options.policy, runs_on)}. Servers run one after another, each with every core; "
+        f"Policy: {_policy_label(options.policy)}. Servers run one after another, each with every core; "
         f"the load generator shares them. Picture: {SIDE_PX}x{SIDE_PX}, a JPEG of {JPEG_BYTES} bytes to us and Ray, "
         "raw pixels to the others, which so decode nothing. Only ours logs, gates and authenticates.",
         'Column "machine": what a million additions in Python took right before a row. Compare rows where it is alike.',
@@ -90,8 +106,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def raw_loop(policy: str, pictures: Sequence[View], seconds: float) -> tuple[dict[int, float], str]:
-    """Batch size -> inferences a second of the policy alone, in a loop: no server can be faster. And what it ran on."""
+def raw_loop(policy: str, pictures: Sequence[View], seconds: float) -> dict[int, float]:
+    """Batch size -> inferences a second of the policy alone, in a loop: no server can be faster."""
     host = PolicyHost(policy)
     seen = [Seen(v.instruction, pixels(v.jpegs[0]), np.asarray(v.state, np.float32)) for v in pictures]
     rates = {}
@@ -104,10 +120,9 @@ def raw_loop(policy: str, pictures: Sequence[View], seconds: float) -> tuple[dic
             done += size
         rates[size] = done / (time.perf_counter() - began_s)
         say(f"raw loop, batches of {size}: {rates[size]:.1f}/s over {elapsed_s:.1f} s")
-    name = device_name(host.device)
     del host
     release_memory()
-    return rates, name
+    return rates
 
 
 def _ours(options: argparse.Namespace, pictures: Sequence[View]) -> list[Row]:
@@ -120,14 +135,28 @@ def _ours(options: argparse.Namespace, pictures: Sequence[View]) -> list[Row]:
             return RestClients(target.api, target.api_key, model=deployment.model, views=pictures, ttl_ms=60_000)
 
         _warm_up(options.warm_up, connect)
-        return [_measure(OURS, count, options.seconds, connect) for count in options.clients]
+        return [_staged(count, options.seconds, connect, target) for count in options.clients]
 
 
-def _peer(peer: Peer, options: argparse.Namespace, pictures: Sequence[View]) -> list[Row]:
-    with serving(peer, options.policy, folder=options.folder, openpi=options.openpi, say=say) as url:
-        connect = partial(CLIENTS[peer.name], url, pictures)
+def _staged(count: int, seconds: float, connect: Callable[[], RestClients], target: Target) -> Row:
+    """Ours, with what each stage of its requests took."""
+    log = OutcomeLog(target.settings)
+    row, answered = _measure(OURS, count, seconds, connect)
+    times = log.read([sample.answer.request_id for sample in answered])
+    stages = [stages_ms(s, times[s.answer.request_id]) for s in answered if s.answer.request_id in times]
+    sizes = Counter(sample.answer.batch_size for sample in answered)
+    return replace(
+        row,
+        stages_ms={name: quantiles.p50 for name, quantiles in summarise(stages).items()},
+        batches={size: round(number / size) for size, number in sorted(sizes.items()) if size},
+    )
+
+
+def _peer(peer: Peer, server: Serving, options: argparse.Namespace, pictures: Sequence[View]) -> list[Row]:
+    with server:
+        connect = partial(CLIENTS[peer.name], server.url(), pictures)
         _warm_up(options.warm_up, connect)
-        return [_measure(peer.title, count, options.seconds, connect) for count in options.clients]
+        return [_measure(peer.title, count, options.seconds, connect)[0] for count in options.clients]
 
 
 def _warm_up(seconds: float, connect: Callable[[], RestClients | PeerClients]) -> None:
@@ -138,7 +167,9 @@ def _warm_up(seconds: float, connect: Callable[[], RestClients | PeerClients]) -
             send = clients.send
             # A server may say that it is healthy while its model is still loading.
             await asyncio.wait_for(send(30_000, 0), 60.0)
-            await closed_loop(8, seconds, lambda robot, step: send(robot + 20_000, step), progress_line(say))
+            await closed_loop(
+                _WARM_UP_CLIENTS, seconds, lambda robot, step: send(robot + 20_000, step), progress_line(say)
+            )
 
     if seconds > 0:
         say(f"warming up for {seconds:g} s")
@@ -146,7 +177,11 @@ def _warm_up(seconds: float, connect: Callable[[], RestClients | PeerClients]) -
             runner.run(load())
 
 
-def _measure(server: str, count: int, seconds: float, connect: Callable[[], RestClients | PeerClients]) -> Row:
+def _measure(
+    server: str, count: int, seconds: float, connect: Callable[[], RestClients | PeerClients]
+) -> tuple[Row, list[Sample]]:
+    """The row, and what was answered."""
+
     async def load() -> list[Sample]:
         async with connect() as clients:
             progress = progress_line(say)
@@ -164,13 +199,15 @@ def _measure(server: str, count: int, seconds: float, connect: Callable[[], Rest
     within = share_within(samples, DEADLINE_MS)
     row = Row(server, count, rate, float(p50_ms), float(p99_ms), within, len(samples) - len(answered), pace_ms)
     say(f"  {row.rate:.1f}/s, p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms, {row.failed} failed")
-    return row
+    return row, answered
 
 
-def _policy_label(policy: str, runs_on: str) -> str:
+def _policy_label(policy: str) -> str:
     device = DEVICES.get(policy)
     if device is None:
-        return f"{card_of(policy).title}, on {'one thread' if runs_on == 'cpu' else runs_on}"
+        card = card_of(policy)
+        runs_on = device_name(choose_device(Settings(_env_file=None), card))
+        return f"{card.title}, on {'one thread' if runs_on == 'cpu' else runs_on}"
     pace = f"{device.per_item_ms:.2f} ms x n + {device.base_ms:.2f} ms, best {device.best_rate:.1f}/s"
     return f"{SIMULATED} {device.name}, {pace} ({device.source})"
 
@@ -185,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--warm-up", type=float, default=20.0, help="seconds of load on each server before it is measured")
     add("--openpi", type=Path, help="a checkout of Physical-Intelligence/openpi")
     add("--folder", type=Path, default=FOLDER, help="where `benchmarks.peers setup` put the environments")
+    add("--together", action="store_true", help="let all servers load at once; each is still measured by itself")
+    add("--no-raw", action="store_true", help="leave the policy alone in a loop out")
     add("--peers-only", action="store_true", help="leave ours out")
     add("--out", type=Path, default=report.RESULTS)
     add("--name", help="file name of the report, without ending")

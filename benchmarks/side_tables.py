@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks import report
 from benchmarks.measure import DEADLINE_MS
@@ -27,10 +27,14 @@ class Row:
     failed: int
     #: machine.pace_ms right before: rows whose paces differ were not measured on the same machine, so to say.
     pace_ms: float = 0.0
+    #: Of ours: the median of every stage, and how many batches of each size there were.
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+    batches: Mapping[int, int] = field(default_factory=dict)
 
 
 def markdown(rows: Sequence[Row], raw: Mapping[int, float], head: str) -> str:
     limits = report.table(("batch", "inferences/s"), [(str(size), f"{rate:.1f}") for size, rate in raw.items()])
+    alone = "## The policy alone, in a loop\n\n" + limits if raw else ""
     body = [
         (
             str(row.clients),
@@ -54,17 +58,8 @@ def markdown(rows: Sequence[Row], raw: Mapping[int, float], head: str) -> str:
         "failed",
         "machine, ms",
     )
-    return (
-        "\n\n".join(
-            [
-                head,
-                "## The policy alone, in a loop\n\n" + limits,
-                "## Servers\n\n" + report.table(columns, body),
-                _verdicts(rows),
-            ]
-        )
-        + "\n"
-    )
+    parts = [head, alone, "## Servers\n\n" + report.table(columns, body), _verdicts(rows), _stages(rows)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _verdicts(rows: Sequence[Row]) -> str:
@@ -88,3 +83,14 @@ def _verdicts(rows: Sequence[Row]) -> str:
             measured = f"p50 {ours.p50_ms:.1f} ms, {ratio - 1:+.0%} of {openpi.p50_ms:.1f} ms"
             lines.append(("one client: within 15 % of openpi's latency", measured, met))
     return "## Goals\n\n" + report.table(("goal", "measured", ""), lines) if lines else ""
+
+
+def _stages(rows: Sequence[Row]) -> str:
+    """Where ours spends its time."""
+    shown = [row for row in rows if row.stages_ms]
+    if not shown:
+        return ""
+    lines = [(name, *(f"{row.stages_ms[name]:.2f}" for row in shown)) for name in shown[0].stages_ms]
+    lines.append(("batches", *(", ".join(f"{n} of {size}" for size, n in row.batches.items()) for row in shown)))
+    columns = ("stage", *(f"{row.clients} clients" for row in shown))
+    return "## Where ours spends its time, p50, ms\n\n" + report.table(columns, lines)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import httpx
 
@@ -18,30 +19,47 @@ Say = Callable[[str], None]
 _START_S = 120.0
 
 
-@contextmanager
-def serving(peer: Peer, policy: str, *, folder: Path, openpi: Path | None, say: Say) -> Iterator[str]:
-    """The peer's server as a process. Yields its URL. Raises Unavailable where it does not answer."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    arguments = ["--policy", policy, "--port", str(port)]
-    if peer.name == "openpi" and openpi is not None:
-        arguments += ["--openpi", str(openpi.absolute())]
-    log = folder.absolute() / f"{peer.name}.log"
-    say(f"starting {peer.title}; its log is {log}")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [python_of(peer, folder), "-m", peer.module, *arguments], stdout=output, stderr=output
-        )
-    try:
-        _wait_healthy(process, url + peer.health, log)
-        yield url
-    finally:
-        process.terminate()
+class Serving:
+    """The peer's server as a process, from entering to leaving; it may load while others are measured."""
+
+    def __init__(self, peer: Peer, policy: str, *, folder: Path, openpi: Path | None, say: Say) -> None:
+        self._peer = peer
+        self._folder = folder.absolute()
+        self._say = say
+        port = free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        self._arguments = ["--policy", policy, "--port", str(port)]
+        if peer.name == "openpi" and openpi is not None:
+            self._arguments += ["--openpi", str(openpi.absolute())]
+        self._log = self._folder / f"{peer.name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Started once; entering it again changes nothing."""
+        if self._process is None:
+            self._say(f"starting {self._peer.title}; its log is {self._log}")
+            command = [str(python_of(self._peer, self._folder)), "-m", self._peer.module, *self._arguments]
+            with self._log.open("wb") as output:
+                self._process = subprocess.Popen(command, stdout=output, stderr=output)
+        return self
+
+    def url(self) -> str:
+        """Where it answers, once it does. Raises Unavailable where it does not."""
+        assert self._process is not None
+        _wait_healthy(self._process, self._url + self._peer.health, self._log)
+        return self._url
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
         try:
-            process.wait(timeout=30)
+            self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._process.kill()
+            self._process.wait()
 
 
 def _wait_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
