@@ -161,7 +161,9 @@ class BatchQueue(Generic[T]):
             return Idle()
         usual = usual_size(len(alive), self._sizes, self._cost)
         size = size_in_time(sorted(w.deadline_s - now_s for w in alive), usual, self._sizes, self._cost)
-        wait_s = max(self._worth_waiting_s(alive, size, now_s), self._returning_s(alive, size, now_s))
+        wait_s = self._worth_waiting_s(alive, size, now_s)
+        if size == usual:
+            wait_s = max(wait_s, self._returning_s(alive, size, now_s))
         if wait_s > _SHORTEST_WAIT_S:
             return Wait(wait_s)
         batch = tuple(self._take(size, now_s))
@@ -204,11 +206,11 @@ class BatchQueue(Generic[T]):
         return min(oldest_s + self._cost.base_s - now_s, slack_s)
 
     def _returning_s(self, alive: Sequence[Waiting[T]], size: int, now_s: float) -> float:
-        """How long to wait for robots that were just served; 0 where as much is served without them.
+        """How long to wait for robots that were just served, so that more ride; 0 where that serves no more.
 
         The device idles for at most the base cost of a batch, which is what a larger batch saves.
         """
-        if size < len(alive) or size >= self.max_batch:
+        if size >= self.max_batch:
             return 0.0
         began_s = max(self._measured_s, min(waiting.arrived_s for waiting in alive))
         room_s = min(
@@ -216,12 +218,15 @@ class BatchQueue(Generic[T]):
             min(waiting.deadline_s for waiting in alive) - now_s - self._cost.seconds(self.max_batch),
         )
         best_rate = _WORTH_WAITING * size / max(self._cost.seconds(bucket(size, self._sizes)), 1e-9)
-        best_s = 0.0
-        for more, due_s in enumerate(self._returns.expected_s(now_s), start=1):
-            wait_s, together = due_s - now_s, min(size + more, self.max_batch)
-            rate = together / (wait_s + self._cost.seconds(bucket(together, self._sizes)))
-            if wait_s <= room_s and rate > best_rate:
-                best_rate, best_s = rate, wait_s
+        best_s = latest_s = 0.0
+        for more, due in enumerate(self._returns.expected(now_s), start=1):
+            latest_s = max(latest_s, due.latest_s - now_s)
+            # Who is later than likely may take until the latest.
+            likely_s = due.likely_s - now_s if due.likely_s > now_s else latest_s
+            together = min(len(alive) + more, self.max_batch)
+            rate = together / (likely_s + self._cost.seconds(bucket(together, self._sizes)))
+            if latest_s <= room_s and rate > best_rate:
+                best_rate, best_s = rate, latest_s
         return best_s
 
     def _take(self, size: int, now_s: float) -> list[Waiting[T]]:

@@ -20,6 +20,8 @@ from gpu_consumers.policies.pi0.sampling import sample_actions
 from tests import tiny_openvla, tiny_pi0
 from tests.unit.policy_case import openvla_card, pi0_card, run
 
+#: On a GPU convolutions of float32 are done in TF32, whose mantissa has 10 bits.
+TF32 = 1e-3
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -145,7 +147,7 @@ def test_recorded_pi0_gives_the_actions_of_the_cpu(folder: Path, size: int) -> N
     observations = [*pi0_observations(), *pi0_observations()][:size]
     compared = _both(PI0Policy(card), PI0Policy(card, "cuda:0"), observations)
     print(f"\npi0 of {size}, recorded on the GPU against the CPU: {compared:.1e}")
-    assert compared < 1e-4
+    assert compared < TF32
 
 
 @needs_gpu
