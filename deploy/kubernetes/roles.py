@@ -18,12 +18,17 @@ class Server(StrEnum):
     S3 = "s3"
 
 
-#: Setting -> key of the Secret `vlastream`, by the server that it opens.
+#: Settings that open a server, each a key of the Secret `vlastream`. A role's DATABASE_URL has a key of its own.
 CREDENTIALS = {
     Server.POSTGRES: ("DATABASE_URL",),
     Server.VALKEY: ("REDIS_URL",),
     Server.S3: ("S3_ACCESS_KEY", "S3_SECRET_KEY"),
 }
+
+
+def role_url_key(role: str) -> str:
+    """Key of the Secret that holds a role's DATABASE_URL. `DATABASE_URL` itself is the owner's."""
+    return f"{role.replace('-', '_')}_database_url".upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,12 @@ class Role:
     def user(self) -> str:
         """Its Kafka user (schemas/access.py)."""
         return "gpu" if self.image == "gpu" else self.name
+
+    @property
+    def credentials(self) -> list[tuple[str, str]]:
+        """Each setting with its key in the Secret."""
+        names = [name for server in self.servers for name in CREDENTIALS.get(server, ())]
+        return [(name, role_url_key(self.name) if name == "DATABASE_URL" else name) for name in (*names, *self.secrets)]
 
 
 #: In the order of the flow. GPU workers are an overlay's: one Deployment for each deployment of its cards.
