@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploy.kubernetes.roles import CREDENTIALS, Server, role_url_key
+from deploy.kubernetes.roles import CREDENTIALS, Server, own_key
 from schemas.database_access import DATABASE_ROLES
 
 
@@ -49,7 +49,7 @@ JOBS = (
         image="sink-postgres",
         args=("db", "upgrade", "--roles"),
         servers=(Server.POSTGRES,),
-        secrets=tuple(role_url_key(access.role) for access in DATABASE_ROLES),
+        secrets=tuple(own_key(access.role, "DATABASE_URL") for access in DATABASE_ROLES),
         about="Tables, and the users of the roles with the passwords in their URLs: it needs CREATEROLE.",
     ),
     Job(

@@ -18,7 +18,7 @@ class Server(StrEnum):
     S3 = "s3"
 
 
-#: Settings that open a server, each a key of the Secret `vlastream`. A role's DATABASE_URL has a key of its own.
+#: Settings that open a server, each a key of the Secret `vlastream`: the owner's.
 CREDENTIALS = {
     Server.POSTGRES: ("DATABASE_URL",),
     Server.VALKEY: ("REDIS_URL",),
@@ -26,9 +26,13 @@ CREDENTIALS = {
 }
 
 
-def role_url_key(role: str) -> str:
-    """Key of the Secret that holds a role's DATABASE_URL. `DATABASE_URL` itself is the owner's."""
-    return f"{role.replace('-', '_')}_database_url".upper()
+#: Of these a role has its own, whose users may do what docs/security.md says.
+OWN = ("DATABASE_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+
+
+def own_key(role: str, setting: str) -> str:
+    """Key of the Secret that holds a role's own value of a setting."""
+    return f"{role.replace('-', '_')}_{setting}".upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ class Role:
     def credentials(self) -> list[tuple[str, str]]:
         """Each setting with its key in the Secret."""
         names = [name for server in self.servers for name in CREDENTIALS.get(server, ())]
-        return [(name, role_url_key(self.name) if name == "DATABASE_URL" else name) for name in (*names, *self.secrets)]
+        return [(name, own_key(self.name, name) if name in OWN else name) for name in (*names, *self.secrets)]
 
 
 #: In the order of the flow. GPU workers are an overlay's: one Deployment for each deployment of its cards.

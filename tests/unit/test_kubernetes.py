@@ -21,6 +21,7 @@ from runtime.cli import main
 from runtime.settings import Settings
 from runtime.stack.roles import ROLES
 from schemas.database_access import DATABASE_ROLES
+from schemas.lake_access import LAKE_ROLES
 from tests.compose_case import ROOT, compose, required_values, stages
 from tests.kubernetes_case import (
     ALL,
@@ -274,6 +275,14 @@ def test_each_role_is_its_own_user_of_postgres_and_the_owner_only_runs_jobs(name
     for access in DATABASE_ROLES:
         url = document["stringData"][roles[access.role]]
         assert make_url(url.replace("<", "").replace(">", "")).username == access.user
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_role_is_its_own_user_of_s3_and_the_owner_only_runs_jobs(name: str) -> None:
+    for setting in ("S3_ACCESS_KEY", "S3_SECRET_KEY"):
+        keys = {component_of(w): key_of(w, setting) for w in workloads(name).values()}
+        roles = {access.role: f"{access.role.replace('-', '_')}_{setting}".upper() for access in LAKE_ROLES}
+        assert {who: key for who, key in keys.items() if key} == roles | {"operator": setting}
 
 
 @pytest.mark.parametrize("name", NAMES)
