@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from runtime.cli import main
 from runtime.errors import Unavailable
 from runtime.settings import Settings
 from runtime.stack.s3 import S3Settings
-from schemas.lake_access import DATASETS, LAKE_ROLES, lake_policy
+from schemas.lake_access import DATASETS, LAKE_ROLES, lake_access_table, lake_policy
 from sinks.arrow_schemas import SCHEMAS
 from sinks.compaction import compact
 from sinks.erasure import erase_from_lake
@@ -118,6 +119,11 @@ def test_a_stolen_sink_replaces_and_deletes_nothing_of_what_was_written(owner: S
             storage.delete(KEY)
         assert door.refused == {"s3:PutObject", "s3:DeleteObject"}
     assert open_storage(owner).read(KEY, 0, 100) == b"as it was"
+
+
+def test_the_page_shows_the_table_of_the_code() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "security.md"
+    assert lake_access_table() in page.read_text(), "put the output of `vlastream s3 access` into docs/security.md"
 
 
 def test_the_datasets_are_those_of_the_lake() -> None:
