@@ -15,6 +15,9 @@ for role in api agents gpu sinks client; do
   $uv pip compile "${common[@]}" --extra "${role}" --constraints requirements/.constraints \
     --output-file "requirements/${role}.txt" pyproject.toml requirements/build.in
 done
+echo "resolving operator"
+$uv pip compile "${common[@]}" --extra sinks --constraints requirements/.constraints \
+  --output-file requirements/operator.txt pyproject.toml requirements/build.in requirements/operator.in
 rm requirements/.constraints
 
 # The clients of peers' protocols, in an environment of their own: other versions than ours, and not all that they drag in.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from runtime import cli_data, cli_operator, cli_recovery, cli_robots, cli_stack, cli_tenancy
+from runtime import cli_data, cli_operator, cli_recovery, cli_robots, cli_s3, cli_stack, cli_tenancy
 from runtime.cli_tasks import InOrder, run_role, run_task
 from runtime.fleets.cli import add_fleets
 from runtime.topic_cli import add_topics
@@ -74,7 +74,7 @@ _add(cli_data.etl, cli_data.retention, cli_data.consent, cli_data.compact, cli_d
 _add(cli_tenancy.config, cli_robots.robots)
 add_topics(main, run_task)
 add_fleets(main, run_task)
-_add(cli_data.db, cli_tenancy.keys, cli_tenancy.customers, cli_tenancy.audit)
+_add(cli_data.db, cli_s3.s3, cli_tenancy.keys, cli_tenancy.customers, cli_tenancy.audit)
 _add(cli_operator.stop, cli_operator.resume, cli_operator.stops, cli_operator.models, cli_operator.dlq)
 _add(cli_recovery.backup, cli_recovery.rebuild, cli_recovery.metrics, cli_operator.books)
 _add(cli_stack.up, cli_stack.down, cli_stack.ps, cli_stack.env, cli_stack.scale, cli_stack.demo, cli_stack.bench)

@@ -128,15 +128,21 @@ def db() -> None:
 
 
 @db.command("upgrade")
-def db_upgrade() -> None:
+@click.option("--roles", is_flag=True, help="also make the users of the roles, as `db roles` does")
+def db_upgrade(roles: bool) -> None:
     """Bring the database to the newest revision."""
     run_task("sinks.migrate:upgrade")
+    if roles:
+        run_task("sinks.grants:make_roles", click.echo)
     click.echo("the database is at the newest revision")
 
 
 @db.command("roles")
 def db_roles() -> None:
-    """Make a Postgres user for each role that uses it, with the rights that it needs."""
+    """Make a Postgres user for each role that uses it, with the rights that it needs.
+
+    Its password is that of API_DATABASE_URL, SINK_POSTGRES_DATABASE_URL or ETL_DATABASE_URL.
+    """
     run_task("sinks.grants:make_roles", click.echo)
 
 

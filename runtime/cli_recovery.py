@@ -18,10 +18,13 @@ def backup() -> None:
 @backup.command("create")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--hash-models", is_flag=True, help="only the hashes of the weights, not the files")
-def backup_create(folder: Path, hash_models: bool) -> None:
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="write it into FOLDER/<time> and keep the newest so many there"
+)
+def backup_create(folder: Path, hash_models: bool, keep: int | None) -> None:
     """Write a backup into a new FOLDER, while everything runs."""
     target = "sinks.recovery.commands:create_backup"
-    sys.exit(run_task(target, folder=folder, copy_models=not hash_models, say=click.echo))
+    sys.exit(run_task(target, folder=folder, copy_models=not hash_models, keep=keep, say=click.echo))
 
 
 @backup.command("verify")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -19,19 +18,11 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported 
 from runtime.errors import Fatal
 from runtime.kafka import ssl_context
 from runtime.settings import Settings
+from schemas.quotas import Quota
 
 _TIMEOUT_S = 30
 #: The password is random and long: more rounds would make each connection dearer and no guess less likely.
 _ITERATIONS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What one user may take of each broker; beyond it the broker delays its answers."""
-
-    producer_bytes_per_s: float
-    #: Percent of one network or request thread's time.
-    request_percent: float
 
 
 def new_password() -> str:

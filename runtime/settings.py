@@ -34,6 +34,11 @@ class Settings(BaseSettings):
     # --- where the servers are
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
     database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
+    #: What the roles that use Postgres have as their DATABASE_URL, each with a user of its own: from them
+    #: `vlastream db upgrade --roles` knows the passwords. Empty: that user's password is left as it is.
+    api_database_url: SecretStr = SecretStr("")
+    sink_postgres_database_url: SecretStr = SecretStr("")
+    etl_database_url: SecretStr = SecretStr("")
     database_pool_size: int = Field(default=5, ge=1, le=200)
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     #: Where limits are counted, a server that evicts nothing. Empty: REDIS_URL, where maxmemory must then be unset.

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import psycopg
+from psycopg import sql
 from sqlalchemy import Connection, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from runtime.database import connect
 from runtime.errors import Fatal
@@ -22,10 +26,13 @@ _MAINTAIN_FROM = 170_000
 
 
 def make_roles(settings: Settings, say: Say) -> None:
-    """Make the users that are not there yet, without a password, and give all of them their rights.
+    """Make the users that are not there yet, and give all of them their rights and the passwords that are known.
 
-    Raises Unavailable while Postgres is away, Fatal where we may make no users.
+    A password is known where the settings have the DATABASE_URL of the role; a user that is made without one lets
+    nobody in. Raises Unavailable while Postgres is away, Fatal where we may make no users or a URL is another user's.
     """
+    urls = urls_of(settings)
+    passwords = {access.user: _password(access, urls[access.role]) for access in DATABASE_ROLES if urls[access.role]}
     database = connect(settings, "vlastream-grants", pool_size=1, statement_timeout_s=None)
     try:
         with database.begin() as connection:
@@ -38,7 +45,11 @@ def make_roles(settings: Settings, say: Say) -> None:
                 )
             for user in missing:
                 connection.execute(text(f"CREATE ROLE {user} LOGIN NOINHERIT"))
-                say(f"{user}: made without a password, so nobody is let in: ALTER ROLE {user} PASSWORD '...'")
+                if user not in passwords:
+                    say(f"{user}: made without a password, so nobody is let in: ALTER ROLE {user} PASSWORD '...'")
+            for user, password in passwords.items():
+                _set_password(connection, user, password)
+                say(f"{user}: has the password of {_setting(user)}")
             renew(connection)
     finally:
         database.close()
@@ -77,6 +88,50 @@ def renew(connection: Connection) -> None:
             if table in there:
                 connection.execute(text(f"GRANT SELECT ({', '.join(columns)}) ON {table} TO {access.user}"))
     log.info("rights of %s are as declared", ", ".join(access.user for access in roles), extra={"action": "grants"})
+
+
+def urls_of(settings: Settings) -> dict[str, str]:
+    """Role -> the DATABASE_URL that it is said to have; empty where nobody says."""
+    urls = {
+        "api": settings.api_database_url,
+        "sink-postgres": settings.sink_postgres_database_url,
+        "etl": settings.etl_database_url,
+    }
+    return {role: url.get_secret_value() for role, url in urls.items()}
+
+
+def _setting(user: str) -> str:
+    """Name of the setting that has the DATABASE_URL of a user's role."""
+    [role] = (access.role for access in DATABASE_ROLES if access.user == user)
+    return f"{role.replace('-', '_')}_database_url".upper()
+
+
+def _password(access: DatabaseAccess, address: str) -> str:
+    """The password in the URL that a role is said to have. Raises Fatal for a URL that cannot be its own."""
+    name = _setting(access.user)
+    try:
+        url = make_url(address)
+    except ArgumentError as error:
+        raise Fatal(f"{name} is no URL: write postgresql://{access.user}:PASSWORD@HOST:5432/DATABASE") from error
+    if url.username != access.user:
+        raise Fatal(f"{name}: the user of `{access.role}` is {access.user}, not {url.username or 'nobody'}")
+    if not url.password:
+        raise Fatal(f"{name} has no password: make one with `openssl rand -hex 32`")
+    return url.password
+
+
+def _set_password(connection: Connection, user: str, password: str) -> None:
+    """The server is told a verifier (SCRAM-SHA-256), so that no log of its statements has the password."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    verifier = driver.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
+    try:
+        driver.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), sql.Literal(verifier)))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise Fatal(
+            f"we may not set the password of {user}: let somebody with CREATEROLE do it, and leave {_setting(user)} "
+            "out here"
+        ) from error
 
 
 def _may_make_users(connection: Connection) -> bool:

@@ -14,8 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from deploy.kubernetes import scaling
 from deploy.kubernetes.installation import FOLDER, Installation, load_installation, overlays
+from deploy.kubernetes.jobs import JOBS
 from deploy.kubernetes.kafka_resources import topic_resource, user_resources
-from deploy.kubernetes.roles import CREDENTIALS, GRACE_S, ROLES, SHUTDOWN_TIMEOUT_S, Role, Server, gpu_worker
+from deploy.kubernetes.roles import GRACE_S, ROLES, SHUTDOWN_TIMEOUT_S, Role, Server, gpu_worker
 from schemas.cards import CardSet
 from schemas.topics import accepted_topic, worker_group
 
@@ -33,10 +34,6 @@ _TEMPLATES = Environment(
 ALERTS = FOLDER.parent / "prometheus" / "alerts.yml"
 #: Where servers outside of Kafka listen: with TLS and without, on their usual ports.
 _PORTS = {Server.POSTGRES: (5432,), Server.VALKEY: (6379,), Server.S3: (443, 9000)}
-_JOBS: tuple[dict[str, Any], ...] = (
-    {"name": "topics-apply", "image": "gate", "args": ["topics", "apply"], "kafka": True},
-    {"name": "db-upgrade", "image": "sink-postgres", "args": ["db", "upgrade"], "kafka": False},
-)
 #: What a sink does a second, and how late what it writes may be.
 _SINKS: tuple[dict[str, Any], ...] = (
     {
@@ -70,9 +67,9 @@ def _of_base() -> Iterator[tuple[Path, str]]:
         yield base / f"{role.name}.yaml", _workload(role, "roles.py and templates/role.yaml.j2")
     yield (
         base / "network.yaml",
-        _rendered("network.yaml.j2", "roles.py and templates/network.yaml.j2", access=_access()),
+        _rendered("network.yaml.j2", "roles.py, jobs.py and templates/network.yaml.j2", access=_access()),
     )
-    yield base / "jobs.yaml", _rendered("jobs.yaml.j2", jobs=_JOBS, source="generate.py and templates/jobs.yaml.j2")
+    yield base / "jobs.yaml", _rendered("jobs.yaml.j2", jobs=JOBS, source="jobs.py and templates/jobs.yaml.j2")
     groups = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
@@ -97,8 +94,8 @@ def _of_overlay(overlay: Path, installation: Installation, cards: CardSet) -> It
     yield overlay / "hpa.yaml", _rendered("hpa.yaml.j2", max_replicas=installation.reply_partitions)
     topics = [topic_resource(topic, installation.replication) for topic in installation.topics()]
     yield overlay / "topics.yaml", _dumped(topics, "installation.yaml and schemas/topics.py")
-    users = user_resources(installation.fleets, names)
-    yield overlay / "users.yaml", _dumped(users, "installation.yaml and schemas/access.py")
+    users = user_resources(installation.quotas(), names)
+    yield overlay / "users.yaml", _dumped(users, "installation.yaml, schemas/access.py and schemas/quotas.py")
     yield overlay / "partitions.env", _HEADER.format(source="installation.yaml") + _partitions(installation)
 
 
@@ -116,11 +113,10 @@ def _partitions(installation: Installation) -> str:
 
 
 def _workload(role: Role, source: str, weights_claim: str = "") -> str:
-    secrets = [name for server in role.servers for name in CREDENTIALS.get(server, ())] + list(role.secrets)
     header = _HEADER.format(source=source) if source else ""
     return header + _TEMPLATES.get_template("role.yaml.j2").render(
         role=role,
-        secrets=secrets,
+        secrets=role.credentials,
         kafka=Server.KAFKA in role.servers,
         weights_claim=weights_claim,
         grace_s=GRACE_S,
@@ -134,8 +130,9 @@ def _access() -> list[tuple[dict[str, Any], list[str]]]:
     for role in (*ROLES, gpu_worker("any", gpus=1, cpu="1", memory="1Gi")):
         for server in role.servers:
             users[server].append(role.user)
-    for job in _JOBS:
-        users[Server.KAFKA if job["kafka"] else Server.POSTGRES].append(job["name"])
+    for job in JOBS:
+        for server in job.servers:
+            users[server].append(job.name)
     return [({"name": str(server), "ports": _PORTS.get(server, ())}, sorted(users[server])) for server in Server]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deploy.kubernetes.scaling import Cost, Scaling
 from schemas.card_files import load_embodiment_card, load_model_card
 from schemas.cards import CardSet, ModelCard, Name
+from schemas.quotas import FLEET_QUOTA, Quota
 from schemas.topics import Topic, declare
 
 FOLDER = Path(__file__).parent
@@ -50,12 +51,21 @@ class Worker(_Strict):
     cost: MeasuredCost
 
 
+class FleetQuota(_Strict):
+    """What a fleet may take of each broker, in whole numbers, as Strimzi has them."""
+
+    bytes_per_s: int = Field(ge=1)
+    request_percent: int = Field(ge=1)
+
+
 class Installation(_Strict):
     """The numbers of one overlay."""
 
     #: Folder with models/*.yaml, relative to the overlay.
     cards: str
     fleets: tuple[Name, ...] = ()
+    #: Fleet -> its quota where that is not schemas/quotas.py's.
+    fleet_quotas: dict[Name, FleetQuota] = {}
     partitions: Count
     accepted_partitions: Count
     reply_partitions: Count
@@ -75,6 +85,17 @@ class Installation(_Strict):
                     f"{name}: gpu-{name} is a label of its pods, which has {_LONGEST_LABEL} characters at most"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _quotas_are_of_fleets(self) -> Self:
+        if unknown := sorted(self.fleet_quotas.keys() - set(self.fleets)):
+            raise ValueError(f"fleet_quotas: {', '.join(unknown)} are not among the fleets")
+        return self
+
+    def quotas(self) -> dict[str, Quota]:
+        """Fleet -> what it may take of each broker."""
+        own = {name: Quota(q.bytes_per_s, q.request_percent) for name, q in self.fleet_quotas.items()}
+        return {name: own.get(name, FLEET_QUOTA) for name in self.fleets}
 
     def topics(self) -> tuple[Topic, ...]:
         return declare(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from schemas.access import ADMIN_USER, Grant, Operation, Resource, all_grants
+from schemas.access import ADMIN_USER, Grant, Operation, Resource, all_grants, fleet_user
+from schemas.quotas import Quota
 from schemas.topics import OUTCOMES, POSTGRES_GROUP, Topic, accepted_topic, worker_group
 
 #: Asks for lag and reads nothing.
@@ -29,8 +30,12 @@ def topic_resource(topic: Topic, replication: int) -> dict[str, Any]:
     }
 
 
-def user_resources(fleets: Iterable[str], deployments: Iterable[str]) -> list[dict[str, Any]]:
-    """A KafkaUser for each role and fleet with its permissions, for the administrator and for KEDA."""
+def user_resources(fleets: Mapping[str, Quota], deployments: Iterable[str]) -> list[dict[str, Any]]:
+    """A KafkaUser for each role and fleet with its permissions, for the administrator and for KEDA.
+
+    fleets: each with its quota.
+    """
+    quotas = {fleet_user(name): quota for name, quota in fleets.items()}
     named = list(deployments)
     by_user: dict[str, list[dict[str, Any]]] = {}
     for grant in all_grants(fleets, named):
@@ -43,13 +48,18 @@ def user_resources(fleets: Iterable[str], deployments: Iterable[str]) -> list[di
     ]
     # Above all permissions (the cluster's superUsers).
     by_user[ADMIN_USER] = []
-    return [_user(name, acls) for name, acls in by_user.items()]
+    return [_user(name, acls, quotas.get(name)) for name, acls in by_user.items()]
 
 
-def _user(name: str, acls: list[dict[str, Any]]) -> dict[str, Any]:
+def _user(name: str, acls: list[dict[str, Any]], quota: Quota | None) -> dict[str, Any]:
     spec: dict[str, Any] = {"authentication": {"type": "scram-sha-512"}}
     if acls:
         spec["authorization"] = {"type": "simple", "acls": acls}
+    if quota is not None:
+        spec["quotas"] = {
+            "producerByteRate": round(quota.producer_bytes_per_s),
+            "requestPercentage": round(quota.request_percent),
+        }
     metadata = {"name": name, "labels": _CLUSTER}
     return {"apiVersion": _API, "kind": "KafkaUser", "metadata": metadata, "spec": spec}
 

@@ -18,12 +18,21 @@ class Server(StrEnum):
     S3 = "s3"
 
 
-#: Setting -> key of the Secret `vlastream`, by the server that it opens.
+#: Settings that open a server, each a key of the Secret `vlastream`: the owner's.
 CREDENTIALS = {
     Server.POSTGRES: ("DATABASE_URL",),
     Server.VALKEY: ("REDIS_URL",),
     Server.S3: ("S3_ACCESS_KEY", "S3_SECRET_KEY"),
 }
+
+
+#: Of these a role has its own, whose users may do what docs/security.md says.
+OWN = ("DATABASE_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+
+
+def own_key(role: str, setting: str) -> str:
+    """Key of the Secret that holds a role's own value of a setting."""
+    return f"{role.replace('-', '_')}_{setting}".upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +66,12 @@ class Role:
     def user(self) -> str:
         """Its Kafka user (schemas/access.py)."""
         return "gpu" if self.image == "gpu" else self.name
+
+    @property
+    def credentials(self) -> list[tuple[str, str]]:
+        """Each setting with its key in the Secret."""
+        names = [name for server in self.servers for name in CREDENTIALS.get(server, ())]
+        return [(name, own_key(self.name, name) if name in OWN else name) for name in (*names, *self.secrets)]
 
 
 #: In the order of the flow. GPU workers are an overlay's: one Deployment for each deployment of its cards.

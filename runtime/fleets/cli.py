@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from schemas.quotas import FLEET_QUOTA
+
 
 def add_fleets(main: click.Group, run_task: Callable[..., Any]) -> None:
     """Add the group to the command line. run_task: runs a function, named `module:function`, with settings."""
@@ -17,8 +19,20 @@ def add_fleets(main: click.Group, run_task: Callable[..., Any]) -> None:
 
     @fleets.command("add")
     @click.argument("name")
-    @click.option("--bytes-per-s", type=float, default=20e6, show_default=True, help="that it may produce to a broker")
-    @click.option("--request-percent", type=float, default=50.0, show_default=True, help="of one broker thread's time")
+    @click.option(
+        "--bytes-per-s",
+        type=float,
+        default=FLEET_QUOTA.producer_bytes_per_s,
+        show_default=True,
+        help="that it may produce to a broker",
+    )
+    @click.option(
+        "--request-percent",
+        type=float,
+        default=FLEET_QUOTA.request_percent,
+        show_default=True,
+        help="of one broker thread's time",
+    )
     @click.option("--restarted", is_flag=True, help="every gate and sink was restarted since it was added")
     @click.option("--by", help="who decides  [default: your login name]")
     def add(name: str, bytes_per_s: float, request_percent: float, restarted: bool, by: str | None) -> None:

@@ -15,7 +15,7 @@ from runtime.errors import Fatal
 from runtime.fleets.drain import backlog
 from runtime.fleets.registry import registered_fleets
 from runtime.kafka import build_admin, build_producer
-from runtime.kafka_users import Quota, delete_user, new_password, set_password, set_quota
+from runtime.kafka_users import delete_user, new_password, set_password, set_quota
 from runtime.lifecycle import Deadline
 from runtime.settings import Settings
 from runtime.topic_admin import apply_topics
@@ -23,6 +23,7 @@ from schemas.access import fleet_grants, fleet_user, role_grants
 from schemas.card_files import load_cards
 from schemas.cards import valid_name
 from schemas.messages import Fleet
+from schemas.quotas import Quota
 from schemas.topics import FLEETS, GATE_APP, dead_letter_topic, episodes_topic, replies_topic, requests_topic
 
 Say = Callable[[str], None]

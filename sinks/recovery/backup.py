@@ -7,11 +7,12 @@ from them.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import inspect, text
@@ -27,6 +28,10 @@ Say = Callable[[str], None]
 
 MANIFEST, POSTGRES, VALKEY = "manifest.json", "postgres.dump", "valkey.jsonl"
 _NAME = "vlastream-backup"
+_WHEN, _UNFINISHED = "%Y-%m-%dT%H%M%SZ", ".unfinished"
+_DATED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{6}Z")
+#: No backup takes longer.
+_LONGEST = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ def create(settings: Settings, folder: Path, *, copy_models: bool, say: Say) -> 
     """Write a backup into a new folder, whole or not at all. Raises Fatal, Unavailable."""
     if folder.exists():
         raise Fatal(f"{folder} exists: name a new folder for each backup")
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    postgres_dump.check_installed()
+    unfinished = folder.with_name(f"{folder.name}{_UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / MODELS).mkdir(parents=True)
     with _snapshot(settings) as (snapshot, rows, revision):
@@ -95,6 +101,25 @@ def create(settings: Settings, folder: Path, *, copy_models: bool, say: Say) -> 
     (unfinished / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     unfinished.rename(folder)
     return manifest
+
+
+def dated(folder: Path, now: datetime) -> Path:
+    """Where a backup of this time (UTC) belongs among those of a folder that are kept by their number."""
+    return folder / now.strftime(_WHEN)
+
+
+def drop_old(folder: Path, keep: int, now: datetime) -> Iterator[Path]:
+    """Remove all backups of `dated` folders but the newest `keep`, and what attempts of long ago have left.
+
+    Nothing else in the folder is touched. Yields what is gone.
+    """
+    whole = sorted(path for path in folder.iterdir() if _DATED.fullmatch(path.name) and (path / MANIFEST).is_file())
+    attempts = [path for path in folder.iterdir() if _DATED.fullmatch(path.name.removesuffix(_UNFINISHED))]
+    before = dated(folder, now - _LONGEST).name
+    cut_off = [path for path in attempts if path.name.endswith(_UNFINISHED) and path.name < before]
+    for path in [*whole[: max(len(whole) - keep, 0)], *sorted(cut_off)]:
+        shutil.rmtree(path)
+        yield path
 
 
 def damage(folder: Path, manifest: Manifest) -> Iterator[str]:

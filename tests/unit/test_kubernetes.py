@@ -1,100 +1,46 @@
-"""The manifests of deploy/kubernetes: valid, as declared elsewhere, confined, and scaled within what Kafka allows."""
+"""The manifests of deploy/kubernetes: valid, as declared elsewhere, confined, with no more credentials than needed."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
 
 from deploy.kubernetes import check
 from deploy.kubernetes.generate import files
-from deploy.kubernetes.installation import FOLDER, Installation, load_installation, overlays
+from deploy.kubernetes.installation import FOLDER
 from deploy.kubernetes.roles import SHUTDOWN_TIMEOUT_S
-from deploy.kubernetes.scaling import MEAN_UNCOMMITTED_S, Cost, Scaling
+from runtime.cli import main
 from runtime.settings import Settings
 from runtime.stack.roles import ROLES
-from schemas.access import ADMIN_USER, all_grants
-from schemas.topics import accepted_topic, worker_group
+from schemas.database_access import DATABASE_ROLES
+from schemas.lake_access import LAKE_ROLES
 from tests.compose_case import ROOT, compose, required_values, stages
+from tests.kubernetes_case import (
+    ALL,
+    LASTING,
+    NAMES,
+    Document,
+    component_of,
+    container_of,
+    documents,
+    environment,
+    of_kind,
+    overlay_of,
+    pod_of,
+    workloads,
+)
 
-Document = dict[str, Any]
-OVERLAYS = overlays()
-NAMES = [overlay.name for overlay in OVERLAYS]
 #: For the definitions of KEDA, Strimzi and the Prometheus operator (deploy/kubernetes/check.py says where they are).
 CRDS = ROOT / ".crds"
 LIBRARIES = {"OMP_NUM_THREADS"}
-
-
-def overlay_of(name: str) -> Path:
-    return FOLDER / "overlays" / name
-
-
-@functools.cache
-def installation_of(name: str) -> Installation:
-    return load_installation(overlay_of(name))[0]
-
-
-@functools.cache
-def documents(name: str) -> tuple[Document, ...]:
-    """Resources of an overlay. Shared: copy what you change."""
-    return tuple(check.resources(overlay_of(name)))
-
-
-def of_kind(name: str, *kinds: str) -> dict[str, Document]:
-    return {d["metadata"]["name"]: d for d in documents(name) if d["kind"] in kinds}
-
-
-def workloads(name: str) -> dict[str, Document]:
-    """Everything of ours that runs."""
-    found = of_kind(name, "Deployment", "StatefulSet", "Job")
-    return {
-        key: d for key, d in found.items() if d["metadata"]["labels"].get("app.kubernetes.io/part-of") == "vlastream"
-    }
-
-
-def pod_of(workload: Document) -> Document:
-    pod: Document = workload["spec"]["template"]
-    return pod
-
-
-def container_of(workload: Document) -> Document:
-    [container] = pod_of(workload)["spec"]["containers"]
-    assert isinstance(container, dict)
-    return container
-
-
-def component_of(workload: Document) -> str:
-    return str(pod_of(workload)["metadata"]["labels"]["app.kubernetes.io/component"])
-
-
-ALL = [(name, key) for name in NAMES for key in workloads(name)]
-LASTING = [(name, key) for name, key in ALL if workloads(name)[key]["kind"] != "Job"]
-
-
-def env_file(path: Path) -> dict[str, str]:
-    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("=", 1) for line in lines)
-
-
-def environment(name: str, workload: Document) -> dict[str, str]:
-    """What a process gets, with something in place of each secret."""
-    found = env_file(FOLDER / "base" / "settings.env")
-    for file in ("partitions.env", "settings.env"):
-        found |= env_file(overlay_of(name) / file)
-    for entry in container_of(workload)["env"]:
-        source = entry.get("valueFrom", {})
-        if "secretKeyRef" in source:
-            url = {"DATABASE_URL": "postgresql://someone:secret@host/vlastream", "REDIS_URL": "rediss://:secret@host/0"}
-            found[entry["name"]] = url.get(entry["name"], "0123456789abcdef0123456789abcdef")
-        else:
-            found[entry["name"]] = "0" if "fieldRef" in source else entry["value"]
-    return found
 
 
 # --- made of other files, and valid
@@ -117,7 +63,9 @@ def test_every_resource_that_an_overlay_names_is_there_once(name: str) -> None:
             assert (overlay_of(name) / file).is_file(), file
     for patch in document.get("patches", ()):
         assert (overlay_of(name) / patch["path"]).is_file()
-        assert re.fullmatch(patch["target"]["kind"], "Deployment")
+    patched = [patch["target"]["kind"] for patch in document.get("patches", ())]
+    kinds = {workload["kind"] for workload in workloads(name).values()}
+    assert not patched or all(any(re.fullmatch(kind, k) for kind in patched) for k in kinds)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,7 +88,9 @@ def test_what_kustomize_builds_fits_too_and_is_patched_everywhere(name: str) -> 
         d for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("vlastream-s")
     )
     ours = [
-        d for d in documents if d["kind"] in ("Deployment", "StatefulSet", "Job") and "role" in str(container_of(d))
+        d
+        for d in documents
+        if d["kind"] in ("Deployment", "StatefulSet", "Job", "CronJob") and "role" in str(container_of(d))
     ]
     for workload in ours:
         if container_of(workload)["name"] != "role":
@@ -296,12 +246,64 @@ def test_no_secret_stands_in_a_manifest_and_each_that_is_read_is_in_an_example(n
     offered |= {(user, "password") for user in of_kind(name, "KafkaUser")}
     read = {
         (e["valueFrom"]["secretKeyRef"]["name"], e["valueFrom"]["secretKeyRef"]["key"])
-        for workload in of_kind(name, "Deployment", "StatefulSet", "Job").values()
+        for workload in of_kind(name, "Deployment", "StatefulSet", "Job", "CronJob").values()
         for e in container_of(workload).get("env", ())
         if "secretKeyRef" in e.get("valueFrom", {})
     }
     assert read
     assert read <= offered
+
+
+def key_of(workload: Document, setting: str) -> str:
+    """Which key of the Secret a setting is read from; empty: it is not."""
+    found = [e["valueFrom"]["secretKeyRef"] for e in container_of(workload)["env"] if e["name"] == setting]
+    assert all(reference["name"] == "vlastream" for reference in found)
+    return found[0]["key"] if found else ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_role_is_its_own_user_of_postgres_and_the_owner_only_runs_jobs(name: str) -> None:
+    urls = {component_of(w): key_of(w, "DATABASE_URL") for w in workloads(name).values()}
+    roles = {access.role: f"{access.role.replace('-', '_')}_database_url".upper() for access in DATABASE_ROLES}
+    jobs = dict.fromkeys(("db-upgrade", "backup", "operator"), "DATABASE_URL")
+    assert {who: key for who, key in urls.items() if key} == roles | jobs
+    assert {workloads(name)[job]["kind"] for job in jobs} == {"Job", "CronJob"}
+    upgrade = workloads(name)["db-upgrade"]
+    assert [key_of(upgrade, key) for key in roles.values()] == list(roles.values())
+    assert container_of(upgrade)["args"] == ["db", "upgrade", "--roles"]
+    [document] = check.documents_of(FOLDER / "secrets.example.yaml")
+    for access in DATABASE_ROLES:
+        url = document["stringData"][roles[access.role]]
+        assert make_url(url.replace("<", "").replace(">", "")).username == access.user
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_role_is_its_own_user_of_s3_and_the_owner_only_runs_jobs(name: str) -> None:
+    for setting in ("S3_ACCESS_KEY", "S3_SECRET_KEY"):
+        keys = {component_of(w): key_of(w, setting) for w in workloads(name).values()}
+        roles = {access.role: f"{access.role.replace('-', '_')}_{setting}".upper() for access in LAKE_ROLES}
+        assert {who: key for who, key in keys.items() if key} == roles | {"operator": setting}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backup_is_made_each_night_and_kept_on_a_claim(name: str) -> None:
+    backup, operator = (of_kind(name, "CronJob")[job] for job in ("backup", "operator"))
+    assert (backup["spec"]["suspend"], operator["spec"]["suspend"]) == (False, True)
+    assert backup["spec"]["concurrencyPolicy"] == "Forbid"
+    for job in (backup, operator):
+        container = container_of(job)
+        assert container["image"] == compose(required_values())["services"]["operator"]["image"]
+        [mount] = [m for m in container["volumeMounts"] if m["name"] == "backups"]
+        assert mount == {"name": "backups", "mountPath": "/backups"}
+        [volume] = [v for v in pod_of(job)["spec"]["volumes"] if v["name"] == "backups"]
+        assert volume["persistentVolumeClaim"]["claimName"] in of_kind(name, "PersistentVolumeClaim")
+    with click.Context(main):
+        group, command, *arguments = container_of(backup)["args"]
+        found = main.commands[group]
+        assert isinstance(found, click.Group)
+        parsed = found.commands[command].make_context(command, arguments).params
+    assert parsed["folder"] == Path("/backups")
+    assert parsed["keep"] == 14
 
 
 def test_the_roles_that_alerts_wait_for_are_those_that_pods_are_scraped_as() -> None:
@@ -315,138 +317,9 @@ def test_the_roles_that_alerts_wait_for_are_those_that_pods_are_scraped_as() -> 
                 shown = match.expand(rule.get("replacement", r"$1").replace("$", "\\"))
         names.add(shown)
     assert names == {role.name for role in ROLES}
-    ports = {container_of(w)["ports"][0]["name"] for w in workloads("production").values() if w["kind"] != "Job"}
+    ports = {
+        container_of(w)["ports"][0]["name"] for w in workloads("production").values() if "ports" in container_of(w)
+    }
     assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} == ports
     rules = of_kind("production", "PrometheusRule")["vlastream"]["spec"]["groups"]
     assert rules == yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
-
-
-# --- Kafka
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_strimzi_makes_the_topics_that_are_declared(name: str) -> None:
-    found = of_kind(name, "KafkaTopic")
-    installation = installation_of(name)
-    declared = {topic.name: topic for topic in installation.topics()}
-    assert set(found) == set(declared)
-    for topic, resource in found.items():
-        spec = resource["spec"]
-        assert spec["partitions"] == declared[topic].partitions
-        assert spec["replicas"] == installation.replication
-        assert {key: str(value) for key, value in spec["config"].items()} == declared[topic].broker_config()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_strimzi_gives_each_user_exactly_its_permissions(name: str) -> None:
-    found = of_kind(name, "KafkaUser")
-    installation = installation_of(name)
-    wanted = {
-        (g.user, str(g.operation), str(g.resource), g.name, "prefix" if g.prefix else "literal")
-        for g in all_grants(installation.fleets, installation.deployments)
-    }
-    given = {
-        (user, operation.lower(), acl["resource"]["type"], acl["resource"]["name"], acl["resource"]["patternType"])
-        for user, resource in found.items()
-        if user not in ("keda", ADMIN_USER)
-        for acl in resource["spec"]["authorization"]["acls"]
-        for operation in acl["operations"]
-    }
-    assert given == wanted
-    assert {op for acl in found["keda"]["spec"]["authorization"]["acls"] for op in acl["operations"]} == {"Describe"}
-    [kafka] = of_kind(name, "Kafka").values()
-    assert kafka["spec"]["kafka"]["authorization"] == {"type": "simple", "superUsers": [ADMIN_USER]}
-
-
-def test_versions_of_servers_are_those_of_compose() -> None:
-    services = compose(required_values())["services"]
-    for name in NAMES:
-        [kafka] = of_kind(name, "Kafka").values()
-        assert services["kafka"]["image"] == f"apache/kafka:{kafka['spec']['kafka']['version']}"
-    servers = {d["metadata"]["name"]: container_of(d)["image"] for d in of_kind("dev", "Deployment").values()}
-    for server in ("postgres", "valkey", "s3"):
-        assert servers[server] == services[server]["image"]
-
-
-# --- how much of what
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_deployment_of_the_cards_has_workers_that_are_scaled_by_its_own_lag(name: str) -> None:
-    installation, cards = load_installation(overlay_of(name))
-    scaled = of_kind(name, "ScaledObject")
-    topics = of_kind(name, "KafkaTopic")
-    for card in cards.models:
-        worker = workloads(name)[f"gpu-{card.deployment}"]
-        assert environment(name, worker)["DEPLOYMENT"] == card.deployment
-        assert "replicas" not in worker["spec"], "KEDA's number would be set back at each apply"
-        gpus = installation.deployments[card.deployment].gpus
-        assert container_of(worker)["resources"]["limits"].get("nvidia.com/gpu", 0) == gpus
-        assert environment(name, worker)["REQUIRE_GPU"] == ("true" if gpus else "false")
-        spec = scaled[f"gpu-{card.deployment}"]["spec"]
-        assert spec["scaleTargetRef"]["name"] == worker["metadata"]["name"]
-        [trigger] = spec["triggers"]
-        assert trigger["metadata"]["topic"] == accepted_topic(card.deployment)
-        assert trigger["metadata"]["consumerGroup"] == worker_group(card.deployment)
-        partitions = topics[accepted_topic(card.deployment)]["spec"]["partitions"]
-        assert 1 <= spec["minReplicaCount"] <= spec["maxReplicaCount"] <= partitions // 2
-        # What the API lets in at most must be enough to ask for all of them.
-        admitted = (
-            of_kind(name, "HorizontalPodAutoscaler")["api"]["spec"]["minReplicas"]
-            * Settings.model_fields["inference_queue_max_size"].default
-        )
-        assert int(trigger["metadata"]["lagThreshold"]) * spec["maxReplicaCount"] <= admitted
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_scaled_object_has_a_target_and_a_way_to_ask_kafka(name: str) -> None:
-    for scaled in of_kind(name, "ScaledObject").values():
-        assert scaled["spec"]["scaleTargetRef"]["name"] in workloads(name)
-        [trigger] = scaled["spec"]["triggers"]
-        assert trigger["type"] == "kafka"
-        assert trigger["authenticationRef"]["name"] in of_kind(name, "TriggerAuthentication")
-        describes = {
-            acl["resource"]["name"] for acl in of_kind(name, "KafkaUser")["keda"]["spec"]["authorization"]["acls"]
-        }
-        assert {trigger["metadata"]["topic"], trigger["metadata"]["consumerGroup"]} <= describes
-        assert (
-            trigger["metadata"]["bootstrapServers"]
-            == env_file(FOLDER / "base" / "settings.env")["KAFKA_BOOTSTRAP_SERVERS"]
-        )
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_there_are_partitions_for_every_gate_and_every_api_process(name: str) -> None:
-    installation = installation_of(name)
-    counts = {entry["name"]: entry["count"] for entry in check.kustomization(overlay_of(name)).get("replicas", ())}
-    gates = counts.get("gate", workloads(name)["gate"]["spec"]["replicas"])
-    assert gates == installation.partitions // 4
-    assert of_kind(name, "HorizontalPodAutoscaler")["api"]["spec"]["maxReplicas"] == installation.reply_partitions
-
-
-def test_the_threshold_is_the_lag_of_a_worker_at_its_planned_load() -> None:
-    cost = Cost(per_item_s=0.0226, base_s=0.0496, source="")
-    scaling = Scaling(deployment="x", cost=cost, largest_batch=16, ttl_s=2.0, partitions=32, min_replicas=2)
-    # 16 / (16 x 22.6 ms + 49.6 ms) = 38.9 a second; by Little's law 70 % of them, each unfinished for 0.75 s.
-    assert scaling.lag_threshold == round(0.7 * 38.91 * (0.5 + MEAN_UNCOMMITTED_S)) == 20
-    assert scaling.max_replicas == 16
-
-
-def test_more_workers_than_partitions_allow_are_refused_with_what_to_do() -> None:
-    cost = Cost(per_item_s=0.01, base_s=0.01, source="")
-    with pytest.raises(ValueError, match="raise accepted_partitions"):
-        Scaling(deployment="x", cost=cost, largest_batch=1, ttl_s=2.0, partitions=2, min_replicas=2)
-
-
-def test_an_installation_whose_cards_and_costs_differ_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(overlay_of("production"), tmp_path / "one")
-    (tmp_path / "one" / "cards" / "models" / "pi0-droid.yaml").unlink()
-    with pytest.raises(ValueError, match="pi0-droid"):
-        load_installation(tmp_path / "one")
-
-
-def test_a_deployment_whose_name_is_too_long_for_a_label_is_refused() -> None:
-    known = yaml.safe_load((overlay_of("dev") / "installation.yaml").read_text())
-    [worker] = known["deployments"].values()
-    with pytest.raises(ValueError, match="63 characters"):
-        Installation.model_validate({**known, "deployments": {"a" * 60: worker}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from schemas.codes import Code
 from schemas.messages import SafetyMode, Stage
 from sinks.arrow_schemas import OUTCOMES_DATASET, SCHEMAS
 from sinks.lake_rows import outcome_entry
-from sinks.recovery.backup import MANIFEST, Manifest, StoredFile, damage
+from sinks.recovery import postgres_dump
+from sinks.recovery.backup import MANIFEST, Manifest, StoredFile, create, damage, dated, drop_old
 from sinks.recovery.commands import STREAMED, restore_backup
 from sinks.recovery.from_lake import entry_of
 from sinks.rows import incident_row, inference_row
@@ -106,3 +108,45 @@ def test_a_folder_without_a_manifest_is_no_backup(tmp_path: Path) -> None:
 
 def test_keys_and_customers_are_not_taken_for_what_the_log_can_make() -> None:
     assert not STREAMED & {"customers", "api_keys"}
+
+
+def test_of_backups_in_a_folder_the_newest_stay_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    now = datetime(2026, 11, 26, 1, 15, tzinfo=UTC)
+    days = [dated(tmp_path, now - timedelta(days=age)) for age in range(4)]
+    for path in days:
+        path.mkdir()
+        (path / MANIFEST).write_text("{}")
+    underway, cut_off = f"{dated(tmp_path, now - timedelta(hours=2))}.unfinished", f"{days[2]}.unfinished"
+    others = [tmp_path / "2026-11-25", tmp_path / "by-hand", Path(underway), tmp_path / "by-hand.unfinished"]
+    for path in [*others, Path(cut_off)]:
+        path.mkdir()
+    assert list(drop_old(tmp_path, 2, now)) == [days[3], days[2], Path(cut_off)]
+    assert sorted(tmp_path.iterdir()) == sorted([*days[:2], *others])
+    assert list(drop_old(tmp_path, 2, now)) == []
+
+
+def test_without_postgres_programs_a_backup_says_what_to_install_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(postgres_dump, "_PACKAGE", "no_such_package")
+    with pytest.raises(Fatal, match=r"pg_dump is not installed: install .*postgresql-client-18.*vlastream-operator"):
+        create(Settings(_env_file=None), tmp_path / "backup", copy_models=False, say=print)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_programs_that_are_older_than_the_server_are_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = tmp_path / "pg_dump"
+    old.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo "pg_dump (PostgreSQL) 15.14"; exit; fi\n'
+        'echo "pg_dump: error: aborting because of server version mismatch" >&2\n'
+        'echo "pg_dump: detail: server version: 18.4; pg_dump version: 15.14" >&2; exit 1\n'
+    )
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(postgres_dump, "_PACKAGE", "no_such_package")
+    with pytest.raises(Fatal, match=r"server version: 18.4; .*15.14; install the client programs of the server's"):
+        postgres_dump.dump(Settings(_env_file=None), tmp_path / "file", "1-1")
