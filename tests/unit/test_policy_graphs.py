@@ -110,6 +110,7 @@ def test_without_a_gpu_nothing_is_recorded() -> None:
     assert double(torch.tensor([1.0, 2.0])).tolist() == [2.0, 4.0]
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_a_recording_is_replayed_with_the_values_of_each_call() -> None:
     calls = []
@@ -128,6 +129,7 @@ def test_a_recording_is_replayed_with_the_values_of_each_call() -> None:
     assert len(calls) > before
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_what_cannot_be_recorded_is_called(caplog: pytest.LogCaptureFixture) -> None:
     def picks_by_value(values: torch.Tensor) -> torch.Tensor:
@@ -140,6 +142,7 @@ def test_what_cannot_be_recorded_is_called(caplog: pytest.LogCaptureFixture) -> 
     assert "launched by itself" in caplog.text
 
 
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_recorded_pi0_gives_the_actions_of_the_cpu(folder: Path, size: int) -> None:
@@ -150,6 +153,7 @@ def test_recorded_pi0_gives_the_actions_of_the_cpu(folder: Path, size: int) -> N
     assert compared < TF32
 
 
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("size", [1, 3])
 def test_recorded_openvla_gives_the_actions_of_the_cpu(folder: Path, size: int) -> None:
