@@ -171,6 +171,7 @@ def test_the_api_sees_how_far_the_others_are_and_reads_none_of_their_records(
     workers = lag.of(worker_group(DEPLOYMENT))
     assert workers is not None
     assert workers.records >= 1
+    assert workers.oldest_age_s is not None
     assert 0 < workers.oldest_age_s < 3600
 
 
