@@ -37,6 +37,7 @@ from ingest_api.console.letter_desk import LetterPort
 from ingest_api.console.log_frames import LogPort
 from ingest_api.console.routes import ConsoleServices
 from ingest_api.console.routes import install as install_console
+from ingest_api.console.sent_forms import SentForms
 from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
 from ingest_api.customer_admin import CustomerAdmin
@@ -114,6 +115,7 @@ class Services:
     stops_known: Callable[[], bool]
     log: LogPort
     letters: LetterPort
+    sent_forms: SentForms
     tracing: Tracing = field(default_factory=NoTracing)
 
 
@@ -315,6 +317,7 @@ def _console(services: Services) -> ConsoleServices:
         stops_known=services.stops_known,
         log=services.log,
         letters=services.letters,
+        sent_forms=services.sent_forms,
         embedder=services.embedder,
         key_admin=services.key_admin,
         customers=services.customers,

@@ -171,6 +171,9 @@ def test_a_poisoned_record_is_found_looked_at_and_sent_again(
         console.arrive("Send 1 dead letter again")
         page.get_by_role("button", name="Send 1 again", exact=True).click()
         console.arrive("1 sent again")
+        # Loaded again, the page says the same, and nothing is sent: there is one replay in the audit log below.
+        page.reload()
+        console.arrive("1 sent again")
         expect(page.get_by_role("region", name="What became of each")).to_contain_text(f"{REQUESTS}/")
         # The cause is still there: it passed the same gate, and died again.
         console.open(f"/console/dead-letters?topic={REQUESTS}")
@@ -204,6 +207,22 @@ def test_a_key_is_made_used_and_revoked(chromium: Browser, stack: RunningStack, 
         expect(row).to_contain_text("revoked")
         stack.wait_for(lambda: status() == 401, "the key is still good")
         assert console.complaints == []
+
+
+def test_a_new_keys_page_that_is_loaded_again_makes_no_second_key(
+    chromium: Browser, stack: RunningStack, key: str
+) -> None:
+    with window(chromium, stack) as console:
+        page = console.log_in(key, "/console/keys")
+        page.get_by_label("Name", exact=True).fill("made once")
+        page.get_by_role("button", name="Make the key", exact=True).click()
+        console.arrive("The new key")
+        # The browser sends the form again.
+        page.reload()
+        console.arrive("This form was sent already")
+        page.get_by_role("link", name="Look at what became of it", exact=True).click()
+        console.arrive("Keys")
+        expect(page.get_by_role("row").filter(has_text="made once")).to_have_count(1)
 
 
 def test_consent_is_changed_and_an_erasure_asked_for(chromium: Browser, stack: RunningStack) -> None:

@@ -298,6 +298,21 @@ class HeldLetters:
             raise Unavailable(self.away)
 
 
+class HeldForms:
+    """Forms that came."""
+
+    def __init__(self) -> None:
+        self.came: set[str] = set()
+        self.away = False
+
+    def is_first(self, form: str) -> bool:
+        if self.away:
+            raise Unavailable("Valkey does not answer")
+        first = form not in self.came
+        self.came.add(form)
+        return first
+
+
 def chunk_outcome(request: InferenceRequest, **changes: Any) -> Outcome:
     """Actions for a request: 4 steps of 3, all marks of time set, a deadline far ahead."""
     fields: dict[str, Any] = {
@@ -372,6 +387,7 @@ class Api:
     stops_known: bool = True
     log: HeldLog = field(default_factory=HeldLog)
     letters: HeldLetters = field(default_factory=HeldLetters)
+    sent_forms: HeldForms = field(default_factory=HeldForms)
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
@@ -427,6 +443,7 @@ class Api:
             stops_known=lambda: self.stops_known,
             log=self.log,
             letters=self.letters,
+            sent_forms=self.sent_forms,
             tracing=self.tracing,
         )
         self.app = create_app(self.settings, services)
