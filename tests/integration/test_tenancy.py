@@ -45,7 +45,8 @@ from tests.embedded import running
 from tests.in_memory import InMemoryBroker
 from tests.postgres_case import rows
 from tests.sink_case import consents, postgres_decoder
-from tests.unit.api_case import Api, body, key_record
+from tests.unit.api_case import Api, body
+from tests.unit.api_stand_ins import key_record
 
 EMAIL = "robot@example.org"
 OPERATOR = Actor("ana", "cli")

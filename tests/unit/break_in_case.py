@@ -19,7 +19,8 @@ from runtime.database import Database
 from runtime.settings import Settings
 from schemas.messages import AuditEvent
 from schemas.scopes import Scope
-from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, ListedRows, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY, DictKeys, ListedRows, key_record
 
 VICTIM = "customer-2"
 VICTIM_KEY = "vla_victim78_" + "t" * 43

@@ -16,7 +16,8 @@ from ingest_api.console.session import AUDIENCE, COOKIE
 from ingest_api.tokens import Tokens
 from runtime.settings import Settings
 from schemas.scopes import DEFAULT_SCOPES, Scope
-from tests.unit.api_case import CUSTOMER, KEY, Api
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY
 
 SECRET = "j" * 32
 #: With dots: a name without them is another one to cookie jars.

@@ -22,7 +22,8 @@ from ingest_api.replies import Reply
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.codes import Code
-from tests.unit.api_case import KEY, Api, DictKeys, ManualClock, ScriptedGateway, acts, body, key_record
+from tests.unit.api_case import Api, acts, body
+from tests.unit.api_stand_ins import KEY, DictKeys, ManualClock, ScriptedGateway, key_record
 
 OTHER_KEY = "vla_other678_" + "t" * 43
 

@@ -11,7 +11,8 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from schemas.messages import Consent, EpisodeEvent, EpisodeKind, Feedback, FeedbackKind
 from schemas.topics import CONSENT, EPISODES, FEEDBACK
-from tests.unit.api_case import CUSTOMER, KEY, Api
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY
 from tests.unit.test_api_inference import assert_problem
 
 DIALECT = PGDialect()  # type: ignore[no-untyped-call]

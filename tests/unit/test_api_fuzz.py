@@ -21,7 +21,8 @@ from ingest_api.replies import Reply
 from runtime.errors import Unavailable
 from schemas.codes import STATUS, Code
 from schemas.messages import InferenceRequest, Outcome, Rejection, Violation
-from tests.unit.api_case import KEY, Api, body, chunk_outcome
+from tests.unit.api_case import Api, body, chunk_outcome
+from tests.unit.api_stand_ins import KEY
 
 _EXAMPLES = 60
 _TIMEOUT_S = 30

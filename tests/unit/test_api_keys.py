@@ -15,7 +15,7 @@ from ingest_api.keys import KeyRing, hash_key
 from ingest_api.problems import Problem
 from runtime.errors import Fatal
 from runtime.metrics import Metrics
-from tests.unit.api_case import KEY, DictKeys, ManualClock, key_record
+from tests.unit.api_stand_ins import KEY, DictKeys, ManualClock, key_record
 
 TTL_S, STALE_S = 5.0, 600.0
 HEADER = f"Bearer {KEY}"

@@ -32,7 +32,8 @@ from schemas.openpi_wire import array_of
 from schemas.topics import EPISODES, MAX_INLINE_IMAGE_BYTES
 from tests.cards import model
 from tests.pictures import encoded, scene
-from tests.unit.api_case import CUSTOMER, KEY, Api, acts
+from tests.unit.api_case import Api, acts
+from tests.unit.api_stand_ins import CUSTOMER, KEY
 from tests.unit.websocket_case import closed_with, heard_bytes, serving
 
 PIXELS = np.asarray(scene())

@@ -11,7 +11,8 @@ from ingest_api.console.session import AUDIENCE
 from ingest_api.tokens import Tokens
 from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import CONSENT, CONTROL
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, HeldLetters, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, HeldLetters, key_record
 from tests.unit.break_in_case import LOOT, NOBODYS, PAYLOADS, TAKEN, VICTIM, TenantDatabase, TenantRows, confined
 from tests.unit.console_case import ORIGIN, SECRET, console_api, pages_of, session_of, visiting
 from tests.unit.test_dlq import letter

@@ -17,7 +17,8 @@ from runtime.database import Database
 from schemas.messages import Consent
 from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import CONSENT
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, key_record
 from tests.unit.console_case import Visitor, console_api, session_of, visiting
 from tests.unit.test_console_pages import HOSTILE
 

@@ -10,7 +10,8 @@ from runtime.errors import Unavailable
 from schemas.messages import AuditEvent
 from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import AUDIT
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, HeldLetters, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, HeldLetters, key_record
 from tests.unit.console_case import Visitor, console_api, session_of, visiting
 from tests.unit.test_console_pages import HOSTILE
 from tests.unit.test_dlq import dead, letter

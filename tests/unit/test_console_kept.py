@@ -15,7 +15,8 @@ from ingest_api.console.playback import merged, playback
 from schemas.headers import Source
 from schemas.scopes import Scope
 from schemas.topics import REQUESTS
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, ListedRows, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, ListedRows, key_record
 from tests.unit.break_in_case import confined, text_of
 from tests.unit.console_case import console_api, session_of, visiting
 from tests.unit.test_console_pages import HOSTILE, message, row

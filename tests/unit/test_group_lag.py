@@ -15,7 +15,7 @@ from runtime.group_lag import GroupLag, KafkaOffsets, Lag, TimeSearch, behind, w
 from runtime.metrics import Metrics
 from schemas.topics import EMBEDDER_GROUP, GATE_APP, PARQUET_GROUP, POSTGRES_GROUP, REQUESTS, RESULTS
 from tests.cards import cards
-from tests.unit.api_case import ManualClock, ScriptedOffsets
+from tests.unit.api_stand_ins import ManualClock, ScriptedOffsets
 
 ACCEPTED = "vla.accepted.test-model-a.v1"
 

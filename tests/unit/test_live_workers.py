@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runtime.workers import LiveWorkers
 from schemas.messages import WorkerHeartbeat
-from tests.unit.api_case import ManualClock
+from tests.unit.api_stand_ins import ManualClock
 
 
 def beat(workers: LiveWorkers, name: str) -> None:

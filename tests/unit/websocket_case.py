@@ -16,7 +16,8 @@ from ingest_api.replies import Reply
 from ingest_api.server import ApiServer, uvicorn_config
 from runtime.settings import Settings
 from schemas.messages import InferenceRequest
-from tests.unit.api_case import KEY, Api, body, chunk_outcome
+from tests.unit.api_case import Api, body, chunk_outcome
+from tests.unit.api_stand_ins import KEY
 
 _PATIENCE_S = 20
 
