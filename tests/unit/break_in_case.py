@@ -30,7 +30,7 @@ LOOT = "loot-of-customer-2"
 TAKEN = "6f1c0a3e-5d1b-4c5e-9f59-0f3a1f8f2a10"
 NOBODYS = "00000000-0000-4000-8000-000000000000"
 JWT_SECRET = "j" * 32
-DIALECT = PGDialect()  # type: ignore[no-untyped-call]
+DIALECT = PGDialect()  # type: ignore[no-untyped-call] # SQLAlchemy has no types for it
 
 #: What people put where a name belongs. None of it may become a statement, a path, a header or a line of its own.
 PAYLOADS = (
@@ -126,7 +126,7 @@ def standing() -> Api:
 def watched(api: Api) -> list[AuditEvent]:
     """What is told of suspicious keys from now on."""
     told: list[AuditEvent] = []
-    api.keys._watch = KeyWatch(told.append)  # noqa: SLF001
+    api.keys._watch = KeyWatch(told.append)  # noqa: SLF001 - the ring of an API that stands already
     return told
 
 

@@ -98,5 +98,5 @@ def acts(request: InferenceRequest) -> Reply:
 async def until(condition: Any) -> None:
     """Wait for something that becomes true in this event loop."""
     async with asyncio.timeout(_PATIENCE_S):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 # many things are waited for, none of which knows of an Event
             await asyncio.sleep(0.005)
