@@ -1,4 +1,7 @@
-"""The console in a real Chromium: how tests open it, log in, and find what a person could not use."""
+"""The console in a real Chromium: how tests open it, log in, and find what a person could not use.
+
+The pages' policy (CSP) lets no string be evaluated, so `wait_for_function` does not work in them: wait with `expect`.
+"""
 
 from __future__ import annotations
 
