@@ -167,15 +167,17 @@ def test_all_of_it_goes_by_keyboard(chromium: Browser, stack: RunningStack, key:
         keyboard.type("a person is in the cell")
         console.tab_to("stop-b")
         keyboard.press("Enter")
-        expect(page.get_by_role("listitem", name="robot console-idle")).to_contain_text("a person is in the cell")
+        stop = page.get_by_role("listitem", name="robot console-idle")
+        expect(stop).to_contain_text("a person is in the cell")
         console.arrive("Stop and resume")
-        console.tab_to("resume-1")
+        console.tab_to(str(stop.get_by_role("link").get_attribute("id")))
         keyboard.press("Enter")
         console.arrive("Resume robot console-idle")
         console.tab_to("reason")
         keyboard.type("the cell is empty")
         keyboard.press("Enter")
-        expect(page.get_by_text("nothing is stopped")).to_be_visible()
+        expect(page.get_by_text("robots get actions again")).to_be_visible()
+        expect(stop).to_have_count(0)
         assert console.complaints == []
 
 
