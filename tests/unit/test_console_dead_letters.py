@@ -124,6 +124,7 @@ async def test_a_replay_whose_form_comes_again_sends_nothing_again() -> None:
         again = await visitor.send("/console/dead-letters/replay", fields)
         assert again.status_code == 409
         assert "This form was sent already" in again.text
+        assert "revoke it" not in again.text
     assert (len(api.letters.sent), len(told(api))) == (1, 2)
 
 
