@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import httpx
-import orjson
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
@@ -26,6 +24,7 @@ from ingest_api import (
     models,
     monitoring,
     openapi,
+    operation,
     own_keys,
     problems,
     robots,
@@ -37,13 +36,13 @@ from ingest_api.console.letter_desk import LetterPort
 from ingest_api.console.log_frames import LogPort
 from ingest_api.console.routes import ConsoleServices
 from ingest_api.console.routes import install as install_console
+from ingest_api.console.sent_forms import SentForms
 from ingest_api.control import ControlRoute
 from ingest_api.counting import InferenceCounts
 from ingest_api.customer_admin import CustomerAdmin
 from ingest_api.customers import CustomerRoutes
 from ingest_api.episodes import EpisodeBody
 from ingest_api.exchange import Exchange
-from ingest_api.federation import merge, scrape
 from ingest_api.feedback import FeedbackBody, FeedbackFields
 from ingest_api.gateway import Gateway
 from ingest_api.hardening import KnownHosts, PlainBodies, PromptBodies, SecurityHeaders
@@ -68,7 +67,7 @@ from runtime.consent import ConsentList
 from runtime.control import StopList
 from runtime.embodiments import RobotTypes
 from runtime.group_lag import GroupLag
-from runtime.metrics import CONTENT_TYPE, Metrics
+from runtime.metrics import Metrics
 from runtime.publisher import PublisherPort
 from runtime.settings import Settings
 from runtime.targets import Target
@@ -114,6 +113,7 @@ class Services:
     stops_known: Callable[[], bool]
     log: LogPort
     letters: LetterPort
+    sent_forms: SentForms
     tracing: Tracing = field(default_factory=NoTracing)
 
 
@@ -142,9 +142,16 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     app.include_router(_tenancy(settings, services))
     app.include_router(models.build_router(services.cards, services.workers, services.traffic))
     app.include_router(monitoring.build_router(services.cards, services.workers, services.group_lag))
-    app.include_router(_operation(services))
+    app.include_router(operation.build_router(services.health, TITLE, app.version))
     if settings.enable_prometheus:
-        app.include_router(_metrics(services, scraper))
+        metrics_router = operation.build_metrics_router(
+            metrics=services.metrics,
+            cards=services.cards,
+            workers=services.workers,
+            targets=services.federate_targets,
+            scraper=scraper,
+        )
+        app.include_router(metrics_router)
     install_console(app, settings, _console(services))
     app.openapi = partial(_document, app)  # type: ignore[method-assign] # as FastAPI documents it
     return app
@@ -265,43 +272,6 @@ def _tenancy(settings: Settings, services: Services) -> APIRouter:
     return router
 
 
-def _operation(services: Services) -> APIRouter:
-    """What operators and their machines ask."""
-    router = APIRouter(tags=["operation"])
-    health = services.health
-
-    @router.get("/", summary="Name, version and where things are")
-    async def index() -> dict[str, Any]:
-        paths = {
-            "docs": "/docs", "openapi": "/openapi.json", "inference": "/v1/inference", "models": "/v1/models",
-            "stream sessions": "/v1/stream/sessions", "safety": "/v1/safety/evaluate",
-            "gpu": "/v1/monitoring/gpu", "queue": "/v1/monitoring/queue",
-            "stop and resume": "/v1/control", "episodes": "/v1/episodes", "feedback": "/v1/feedback",
-            "search": "/v1/search/instructions", "keys": "/v1/keys", "usage": "/v1/usage", "audit": "/v1/audit",
-             "analytics": "/v1/analytics/usage",
-            "console": "/console", "health": "/health",
-            "metrics": "/metrics", "metrics of all roles": "/metrics/federate",
-        }  # fmt: skip
-        return {"name": TITLE, "version": _version(), "links": paths}
-
-    @router.get("/livez", summary="Whether this process runs")
-    async def livez() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @router.get("/readyz", summary="Whether this process takes requests", responses=openapi.not_ready("not yet"))
-    async def readyz() -> Response:
-        reasons = health.waiting_for()
-        body = {"status": "waiting" if reasons else "ready", "waiting_for": reasons}
-        return _json(body, 503 if reasons else 200)
-
-    @router.get("/health", summary="Every server behind this API", responses=openapi.not_ready("down"))
-    async def full_health() -> Response:
-        status, body = await health.report()
-        return _json(body, status)
-
-    return router
-
-
 def _console(services: Services) -> ConsoleServices:
     return ConsoleServices(
         keys=services.keys,
@@ -315,32 +285,13 @@ def _console(services: Services) -> ConsoleServices:
         stops_known=services.stops_known,
         log=services.log,
         letters=services.letters,
+        sent_forms=services.sent_forms,
         embedder=services.embedder,
         key_admin=services.key_admin,
         customers=services.customers,
         consents=services.consents,
         topics=services.topics,
     )
-
-
-def _metrics(services: Services, scraper: httpx.AsyncClient) -> APIRouter:
-    """What Prometheus asks."""
-    router = APIRouter(tags=["operation"])
-    metrics = services.metrics
-    exposition = openapi.text_answer("Prometheus' text exposition")
-
-    @router.get("/metrics", summary="This process's metrics", response_class=Response, responses=exposition)
-    async def own_metrics() -> Response:
-        monitoring.set_gauges(metrics, services.cards, services.workers)
-        return _exposition(metrics.exposition())
-
-    @router.get("/metrics/federate", summary="The metrics of every role", response_class=Response, responses=exposition)
-    async def federate() -> Response:
-        targets = await asyncio.to_thread(services.federate_targets)
-        scraped = await scrape(targets, scraper)
-        return _exposition(await asyncio.to_thread(merge, scraped))
-
-    return router
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -353,14 +304,6 @@ def _document(app: FastAPI) -> dict[str, Any]:
         openapi.drop_framework_errors(document)
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _json(body: object, status: int) -> Response:
-    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
-
-
-def _exposition(content: bytes) -> Response:
-    return Response(content, headers={"content-type": CONTENT_TYPE})
 
 
 def _version() -> str:

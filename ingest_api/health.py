@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ingest_api.monitoring import oldest_age_s
 from runtime.errors import VlastreamError
 from runtime.group_lag import GroupLag
 from runtime.metrics import Metrics
@@ -102,11 +103,11 @@ class Health:
     def _consumer_state(self) -> dict[str, Any]:
         """`unknown` until the groups were looked at, some seconds after the start; that is no ill health."""
         lags = self._group_lag.all() if self._group_lag.age_s <= _LOOK_TOO_OLD_S else {}
-        late = [group for group, lag in lags.items() if lag.oldest_age_s > _LATE_S]
+        late = [group for group, lag in lags.items() if lag.oldest_age_s is not None and lag.oldest_age_s > _LATE_S]
         return {
             "status": "degraded" if late else "ok" if lags else "unknown",
             "lag": {group: lag.records for group, lag in lags.items()},
-            "oldest_age_s": {group: round(lag.oldest_age_s, 3) for group, lag in lags.items()},
+            "oldest_age_s": {group: oldest_age_s(lag) for group, lag in lags.items()},
             "detail": f"late by more than {_LATE_S:.0f} s: {', '.join(late)}" if late else "",
         }
 

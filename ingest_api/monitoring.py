@@ -61,7 +61,7 @@ def queues_document(cards: CardSet, workers: LiveWorkers, group_lag: GroupLag) -
         for card in cards.models
     ]
     groups = {
-        group: {"lag": lag.records, "oldest_age_s": round(lag.oldest_age_s, 3), "throughput_per_s": lag.rate_per_s}
+        group: {"lag": lag.records, "oldest_age_s": oldest_age_s(lag), "throughput_per_s": lag.rate_per_s}
         for group, lag in group_lag.all().items()
     }
     depth = sum(document["queue_depth"] for document in deployments)
@@ -80,8 +80,16 @@ def estimated_wait_s(lag: Lag | None, beats: Sequence[WorkerHeartbeat]) -> float
     return None if lag is None or capacity <= 0 else lag.records / capacity
 
 
+def oldest_age_s(lag: Lag) -> float | None:
+    """As documents tell it: to the millisecond, None where it is not known."""
+    return None if lag.oldest_age_s is None else round(lag.oldest_age_s, 3)
+
+
 def queue_document(card: ModelCard, beats: list[WorkerHeartbeat], lag: Lag | None) -> dict[str, Any]:
-    """lag, oldest_age_s and throughput_per_s are the broker's figures, some seconds old; null before the first look."""
+    """lag, oldest_age_s and throughput_per_s are the broker's figures, some seconds old; null before the first look.
+
+    oldest_age_s is null too where the broker did not tell in time.
+    """
     return {
         "deployment": card.deployment,
         "model": card.model,
@@ -90,7 +98,7 @@ def queue_document(card: ModelCard, beats: list[WorkerHeartbeat], lag: Lag | Non
         "in_flight": sum(beat.in_flight for beat in beats),
         "completed_total": sum(beat.completed_total for beat in beats),
         "lag": None if lag is None else lag.records,
-        "oldest_age_s": None if lag is None else round(lag.oldest_age_s, 3),
+        "oldest_age_s": None if lag is None else oldest_age_s(lag),
         "throughput_per_s": None if lag is None else lag.rate_per_s,
         "capacity_per_s": capacity_per_s(beats),
         "estimated_wait_s": estimated_wait_s(lag, beats),

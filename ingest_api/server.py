@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from ingest_api.app import Services, create_app
 from ingest_api.console.letter_desk import LetterDesk
 from ingest_api.console.log_frames import Log, console_settings
+from ingest_api.console.sent_forms import ValkeyForms
 from ingest_api.gateway import KafkaGateway
 from ingest_api.health import Dependency, Health
 from ingest_api.history import PostgresHistory
@@ -130,6 +131,8 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     lifecycle.on_close("database", lambda deadline: database.close())
     valkey = ValkeyKeys.at(settings.redis_url.get_secret_value(), settings.secret_key.get_secret_value())
     lifecycle.on_close("valkey", lambda deadline: valkey.close())
+    sent_forms = ValkeyForms.of(settings)
+    lifecycle.on_close("sent forms", lambda deadline: sent_forms.close())
     tenancy = build_tenancy(settings, database=database, valkey=valkey, publisher=publisher, metrics=metrics)
     lifecycle.on_close("keys", lambda deadline: tenancy.keys.close())
 
@@ -182,6 +185,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         stops_known=lambda: stop_view.ready,
         log=console_log,
         letters=LetterDesk(console_settings(settings)),
+        sent_forms=sent_forms,
         tracing=tracing,
     )
     way = _Way(gateway=gateway, views=[*views, stop_view], producer=producer)

@@ -20,6 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported 
     ListOffsetsResultInfo,
     OffsetSpec,
 )
+from prometheus_client import Gauge
 
 from runtime.errors import Unavailable, VlastreamError
 from runtime.metrics import Metrics
@@ -70,10 +71,11 @@ class Watched:
 @dataclass(frozen=True, slots=True)
 class Lag:
     """records: not finished yet, in flight among them. oldest_age_s: since the append of the oldest of them, 0.0
-    where there is none. rate_per_s: records finished a second of late; None until it was looked at twice."""
+    where there is none; None where the broker did not tell in time. rate_per_s: records finished a second of late;
+    None until it was looked at twice."""
 
     records: int
-    oldest_age_s: float
+    oldest_age_s: float | None
     rate_per_s: float | None
 
 
@@ -170,10 +172,10 @@ class GroupLag:
         for watched in self._groups:
             lag = found[watched.group]
             self._metrics.group_lag.labels(watched.group).set(lag.records)
-            self._metrics.group_oldest_age.labels(watched.group).set(lag.oldest_age_s)
+            _set(self._metrics.group_oldest_age, watched.group, lag.oldest_age_s)
             if watched.deployment:
                 self._metrics.deployment_lag.labels(watched.deployment).set(lag.records)
-                self._metrics.deployment_oldest_age.labels(watched.deployment).set(lag.oldest_age_s)
+                _set(self._metrics.deployment_oldest_age, watched.deployment, lag.oldest_age_s)
 
     def _lag(self, watched: Watched) -> Lag:
         # Before the ends: whatever is finished in between makes the lag smaller, never larger than it was.
@@ -188,10 +190,20 @@ class GroupLag:
             if behind(committed.get(place), low, end)
         }
         records = sum(behind(committed.get(place), low, end) for place, (low, end) in bounds.items())
-        oldest_ms = min(self._offsets.appended_at_ms(waiting).values(), default=None) if waiting else None
-        age_s = 0.0 if oldest_ms is None else max(self._now() - oldest_ms / 1000, 0.0)
         finished = sum(committed.get(place, 0) for place in places)
-        return Lag(records=records, oldest_age_s=age_s, rate_per_s=self._rate(watched.group, finished))
+        return Lag(
+            records=records, oldest_age_s=self._oldest_age_s(waiting), rate_per_s=self._rate(watched.group, finished)
+        )
+
+    def _oldest_age_s(self, waiting: Mapping[Place, int]) -> float | None:
+        """waiting: the first offset of each partition that is not finished."""
+        if not waiting:
+            return 0.0
+        appended_ms = self._offsets.appended_at_ms(waiting)
+        # The one that did not come may be the oldest: old ones take the longest to find.
+        if len(appended_ms) < len(waiting):
+            return None
+        return max(self._now() - min(appended_ms.values()) / 1000, 0.0)
 
     def _rate(self, group: str, finished: int) -> float | None:
         seen, now = self._finished[group], self._clock()
@@ -205,9 +217,15 @@ class GroupLag:
 class KafkaOffsets:
     """OffsetsPort on a real broker, which tells whoever may describe a topic offsets and times: no record is read."""
 
-    def __init__(self, admin: AdminClient, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        admin: AdminClient,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._admin = admin
         self._now = now
+        self._clock = clock
 
     def places(self, topics: Iterable[str]) -> list[Place]:
         try:
@@ -236,9 +254,9 @@ class KafkaOffsets:
         """To 1 % of its age or 10 ms: found by asking which offset the log has at a time, as often as it takes."""
         now_ms = round(self._now() * 1000)
         searches = {place: TimeSearch(offset, now_ms) for place, offset in offsets.items()}
-        end = time.monotonic() + _TIMEOUT_S
+        end = self._clock() + _TIMEOUT_S
         while open_ones := {place: search for place, search in searches.items() if search.found_ms is None}:
-            if time.monotonic() > end:
+            if self._clock() > end:
                 break
             asked = {place: OffsetSpec.for_timestamp(search.ask_ms) for place, search in open_ones.items()}
             for place, answer in self._list(asked).items():
@@ -299,6 +317,14 @@ class TimeSearch:
         near_ms = max(_NEAR_MS, (self._now_ms - self._until_ms) // 100)
         if self.found_ms is None and self._from_ms is not None and self._until_ms - self._from_ms <= near_ms:
             self.found_ms = self._from_ms
+
+
+def _set(gauge: Gauge, label: str, value: float | None) -> None:
+    """A value that is not known is no sample: 0 would say that nothing waits."""
+    if value is None:
+        gauge.remove(label)
+    else:
+        gauge.labels(label).set(value)
 
 
 def _away(error: KafkaException | TimeoutError) -> Unavailable:

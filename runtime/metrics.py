@@ -118,11 +118,15 @@ class Metrics:
             "vla_deployment_lag", "Accepted requests that the workers of a deployment have not finished", "deployment"
         )
         self.deployment_oldest_age = gauge(
-            "vla_deployment_oldest_age_seconds", "Since the append of the oldest of them; 0 without one", "deployment"
+            "vla_deployment_oldest_age_seconds",
+            "Since the append of the oldest of them; 0 without one, absent while not known",
+            "deployment",
         )
         self.group_lag = gauge("vla_group_lag", "Records that a consumer group has not finished", "group")
         self.group_oldest_age = gauge(
-            "vla_group_oldest_age_seconds", "Since the append of the oldest of them; 0 without one", "group"
+            "vla_group_oldest_age_seconds",
+            "Since the append of the oldest of them; 0 without one, absent while not known",
+            "group",
         )
 
         section("The gate", "gate")

@@ -39,7 +39,7 @@ class ConsentPage:
         self._frame = frame
         self._routes = routes
         frame.shows(CONSENT, self.show, Scope.READ)
-        frame.acts(CHANGE, self.ask, Scope.DATA)
+        frame.shows(CHANGE, self.ask, Scope.DATA)
         frame.acts(CONSENT, self.change, Scope.DATA)
         frame.shows(ERASE, self.ask_erase, Scope.DATA)
         frame.acts(ERASE, self.erase, Scope.DATA)
@@ -47,15 +47,16 @@ class ConsentPage:
     async def show(self, request: Request, viewer: Viewer) -> Response:
         return await self._page(request, viewer, done=request.query_params.get("done", ""))
 
-    async def ask(self, request: Request, viewer: Viewer, form: dict[str, str]) -> Response:
+    async def ask(self, request: Request, viewer: Viewer) -> Response:
         """Shows what would hold from then on, before it does."""
+        form = _kept(dict(request.query_params))
         try:
             body = _body(form)
         except Problem as problem:
             return await self._page(request, viewer, problem=problem, form=form)
         now = self._routes.now(viewer.key.customer_id)
         return self._frame.respond(
-            request, viewer, "consent_ask.html", now_holds=now, wanted=body, form=_kept(form), meanings=MEANINGS,
+            request, viewer, "consent_ask.html", now_holds=now, wanted=body, form=form, meanings=MEANINGS,
             lessens=TIERS.index(body.tier) < TIERS.index(now["tier"]),
         )  # fmt: skip
 

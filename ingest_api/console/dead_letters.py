@@ -11,6 +11,7 @@ from fastapi import Request, Response
 
 from ingest_api.console.frame import Frame
 from ingest_api.console.letter_desk import NEWEST, Entry, LetterPort, Pile
+from ingest_api.console.sealed import opened, sealed
 from ingest_api.console.session import ROOT, Viewer
 from ingest_api.keys import origin_of
 from ingest_api.problems import Problem
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 LETTERS = f"{ROOT}/dead-letters"
 REPLAY = f"{LETTERS}/replay"
+REPLAYED = f"{LETTERS}/replayed"
 _MOST_ROWS = 200
 #: Letters of one replay: their places have to fit into its form.
 MOST_AT_ONCE = 50
@@ -43,7 +45,8 @@ class DeadLetterPages:
         self._publisher = publisher
         frame.shows(LETTERS, self.list, Scope.ADMIN)
         frame.shows(REPLAY, self.ask, Scope.ADMIN)
-        frame.acts(REPLAY, self.replay, Scope.ADMIN)
+        frame.acts(REPLAY, self.replay, Scope.ADMIN, look_at=LETTERS)
+        frame.shows(REPLAYED, self.replayed, Scope.ADMIN)
         frame.shows(f"{LETTERS}/{{topic}}/{{partition}}/{{offset}}", self.one, Scope.ADMIN)
 
     async def list(self, request: Request, viewer: Viewer) -> Response:
@@ -136,17 +139,21 @@ class DeadLetterPages:
         except VlastreamError as error:
             # That it was begun is in the audit log.
             log.warning("the audit log lacks the end of a replay: %s", error, extra={"action": "dlq.replayed"})
-        return self._frame.respond(
-            request,
-            viewer,
-            "dead_letters_done.html",
-            done=[
-                (letter, each.why if isinstance(each, Unfit) else "", "" if isinstance(each, Unfit) else str(each))
-                for letter, each in zip(letters, done, strict=True)
-            ],
-            sent=len(done) - refused,
-            gone=len(places) - len(letters),
-        )
+        # Place of each letter, why it was not sent, where it lies now.
+        became = [
+            (str(letter.place), *((each.why, "") if isinstance(each, Unfit) else ("", str(each))))
+            for letter, each in zip(letters, done, strict=True)
+        ]
+        told = sealed(viewer, {"became": became, "gone": len(places) - len(letters)})
+        return self._frame.see_other(f"{REPLAYED}?told={told}")
+
+    async def replayed(self, request: Request, viewer: Viewer) -> Response:
+        """What became of each letter of a replay, however often it is looked at."""
+        told = opened(viewer, request.query_params.get("told", ""))
+        if told is None:
+            raise Problem(Code.NOT_FOUND, "only the session that sent them again sees this; the audit log has it too")
+        sent = sum(not why for _, why, _ in told["became"])
+        return self._frame.respond(request, viewer, "dead_letters_done.html", sent=sent, **told)
 
     async def _told(
         self, viewer: Viewer, origin: str, action: str, letters: Sequence[Letter], **details: object

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ingest_api import openapi
 from ingest_api.console.formats import FILTERS
 from ingest_api.console.sections import SECTIONS, Section
+from ingest_api.console.sent_forms import SentForms, comes_first, new_number
 from ingest_api.console.session import ROOT, Doorkeeper, SessionEnded, Viewer, check_form, read_form
 from ingest_api.problems import Problem, problem_of
 from runtime.errors import VlastreamError
@@ -45,9 +46,16 @@ Act = Callable[[Request, Viewer, dict[str, str]], Awaitable[Response]]
 class Frame:
     """Pages are made with `shows` and `acts`, answered with `respond`."""
 
-    def __init__(self, router: APIRouter, doorkeeper: Doorkeeper, sections: Sequence[Section] = SECTIONS) -> None:
+    def __init__(
+        self,
+        router: APIRouter,
+        doorkeeper: Doorkeeper,
+        sent_forms: SentForms,
+        sections: Sequence[Section] = SECTIONS,
+    ) -> None:
         self._router = router
         self.doorkeeper = doorkeeper
+        self._sent_forms = sent_forms
         self._sections = sections
         self._templates = Environment(
             loader=PackageLoader("ingest_api.console"),
@@ -72,8 +80,12 @@ class Frame:
 
         self._add(path, guarded, "GET", scope)
 
-    def acts(self, path: str, act: Act, scope: Scope) -> None:
-        """A form that is sent to POST path: from a page of ours, of this session, by whoever has the scope."""
+    def acts(self, path: str, act: Act, scope: Scope, *, look_at: str = "") -> None:
+        """A form that is sent to POST path: from a page of ours, of this session, by whoever has the scope.
+
+        look_at: of a form whose every copy acts once (it has `once` beside `csrf`): the page that shows what became of
+        it. The others are answered with `see_other`, or do the same twice without harm.
+        """
 
         async def guarded(request: Request) -> Response:
             viewer: Viewer | None = None
@@ -82,6 +94,8 @@ class Frame:
                 viewer.require(scope)
                 form = await read_form(request)
                 check_form(request, viewer, form)
+                if look_at and not await comes_first(self._sent_forms, viewer, form):
+                    return self.respond(request, viewer, "form_sent.html", status=409, look_at=look_at)
                 return await act(request, viewer, form)
             except VlastreamError as error:
                 return self._refusal(request, viewer, error)
@@ -133,6 +147,7 @@ class Frame:
             "query": request.url.query,
             "now": datetime.now(UTC),
             "problem": problem,
+            "once": new_number(),
         }
         text = self._templates.get_template(part if is_part else page).render({**shared, **content})
         return HTMLResponse(text, status_code=problem.status if problem is not None else status, headers=PAGE_HEADERS)

@@ -1,6 +1,7 @@
 """/console/keys: the keys of one's own customer: which there are, new ones, others in their place, their end.
 
-The same class makes and ends them as for /v1/keys; a key is shown by the answer that made it and never again.
+The same class makes and ends them as for /v1/keys; a key is shown by the answer that made it and never again, so the
+forms that make one act once.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class KeyPages:
         self._frame = frame
         self._admin = key_admin
         frame.shows(KEYS, self.list, Scope.KEYS)
-        frame.acts(KEYS, self.create, Scope.KEYS)
-        for action, act in (("rotate", self.rotate), ("revoke", self.revoke)):
+        frame.acts(KEYS, self.create, Scope.KEYS, look_at=KEYS)
+        for action, act, look_at in (("rotate", self.rotate, KEYS), ("revoke", self.revoke, "")):
             frame.shows(f"{KEYS}/{{key_id}}/{action}", self.ask, Scope.KEYS)
-            frame.acts(f"{KEYS}/{{key_id}}/{action}", act, Scope.KEYS)
+            frame.acts(f"{KEYS}/{{key_id}}/{action}", act, Scope.KEYS, look_at=look_at)
 
     async def list(self, request: Request, viewer: Viewer) -> Response:
         return await self._page(request, viewer, done=request.query_params.get("done", ""))

@@ -22,6 +22,7 @@ from ingest_api.console.log_frames import LogPort
 from ingest_api.console.login import LoginPage
 from ingest_api.console.requests import RequestPages
 from ingest_api.console.search import SearchPages
+from ingest_api.console.sent_forms import SentForms
 from ingest_api.console.session import ROOT, Doorkeeper
 from ingest_api.control import ControlRoute
 from ingest_api.customer_admin import CustomerAdmin
@@ -56,6 +57,7 @@ class ConsoleServices:
     stops_known: Callable[[], bool]
     log: LogPort
     letters: LetterPort
+    sent_forms: SentForms
     embedder: QueryEmbedder
     key_admin: KeyAdmin
     customers: CustomerAdmin
@@ -71,7 +73,7 @@ def install(app: FastAPI, settings: Settings, services: ConsoleServices) -> None
         settings.jwt_secret_key.get_secret_value(),
         https_only=settings.environment == "production",
     )
-    frame = Frame(router, doorkeeper)
+    frame = Frame(router, doorkeeper, services.sent_forms)
     LoginPage(frame)
     FleetPage(
         frame, reader=services.reader, cards=services.cards, workers=services.workers, group_lag=services.group_lag

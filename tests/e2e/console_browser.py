@@ -1,15 +1,20 @@
-"""The console in a real Chromium: how tests open it, log in, and find what a person could not use."""
+"""The console in a real Chromium: how tests open it, log in, and find what a person could not use.
+
+The pages' policy (CSP) lets no string be evaluated, so `wait_for_function` does not work in them: wait with `expect`.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from tests.e2e.running_stack import RunningStack
 
@@ -20,7 +25,14 @@ needs_chromium = pytest.mark.skipif(
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 #: How long a page may take to show what is waited for, on a machine that is busy.
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
+#: How long what a page shows may take to reach the stores that it is made from.
+_STORED_S = 120
+#: Keeps the parts of a page that renew themselves as they are.
+_STILL = """() => ["htmx:beforeRequest", "htmx:beforeSwap"].forEach(
+    (name) => document.addEventListener(name, (event) => event.preventDefault()))"""
+#: Width of an image once it is decoded; 0 for one that did not load.
+_WIDTH = "image => image.decode().then(() => image.naturalWidth, () => 0)"
 #: Whether the whole page, not a region of it, is wider than the window.
 _OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
@@ -55,20 +67,46 @@ class ConsolePage:
             self.complaints.append(message.text)
 
     def open(self, path: str) -> Page:
-        """Go to a path of the console."""
+        """Go to a path of the console, and wait until its scripts run."""
         self.page.goto(self.api + path)
         return self.page
 
     def log_in(self, key: str, path: str = "/console") -> Page:
-        """Open a path and get there by the login page."""
-        self.open(path)
-        self.page.get_by_label("Key", exact=True).fill(key)
-        self.page.get_by_role("button", name="Log in").click()
-        self.page.get_by_role("button", name="Log out").wait_for()
+        """Open a path and get there by the login page. Back once the scripts of the page run."""
+        log_in(self.open(path), key)
         return self.page
+
+    def arrive(self, heading: str) -> None:
+        """Wait for the page with this first heading, after a key or a press that leads to it."""
+        name = re.compile(rf"^{re.escape(heading)}\b")
+        self.page.get_by_role("heading", name=name, level=1).wait_for()
+        self.page.wait_for_load_state()
+
+    def hold_still(self) -> None:
+        """From here on no part of the page renews itself: what is looked at stays what it is."""
+        self.page.evaluate(_STILL)
+
+    def reload_until(self, shows: Callable[[], bool], what: str) -> None:
+        """Load the page again until it shows what is on its way to it; `what` is told where it does not come.
+
+        For pages that do not renew themselves. Call it on the page that is meant, once it is there: a navigation that
+        is under way would be lost. Complaints about a page that was not ready count no longer.
+        """
+        self.page.wait_for_load_state()
+        end, before = time.monotonic() + _STORED_S, len(self.complaints)
+        while not shows():
+            assert time.monotonic() < end, what
+            del self.complaints[before:]
+            self.page.reload()
+
+    @staticmethod
+    def width_px(image: Locator) -> int:
+        """Own width of an image once it is there; 0 where it could not be loaded."""
+        return int(image.evaluate(_WIDTH))
 
     def barriers(self) -> list[str]:
         """What axe finds on the page as it is now: rule, and the elements that break it."""
+        self.hold_still()
         found = Axe().run(self.page).response["violations"]
         return [f"{rule['id']}: {', '.join(str(node['target']) for node in rule['nodes'])}" for rule in found]
 
@@ -88,6 +126,14 @@ class ConsolePage:
             if self.focused() == name:
                 return
         raise AssertionError(f"{name} is not reached by {most} presses of Tab")
+
+
+def log_in(page: Page, key: str) -> None:
+    """Type a key into the login page, and wait for the page behind it."""
+    page.get_by_label("Key", exact=True).fill(key)
+    page.get_by_role("button", name="Log in", exact=True).click()
+    page.get_by_role("button", name="Log out", exact=True).wait_for()
+    page.wait_for_load_state()
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def pictures(browser: Browser, api: str, keys: tuple[str, str], folder: Path, sc
             if name == "control":
                 expect(console.page.get_by_role("listitem", name="robot arm-5")).to_be_visible()
             if name in ("request", "episode", "search", "scenes"):
-                console.page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+                console.page.evaluate("() => Promise.all([...document.images].map((image) => image.decode()))")
             _picture(console.page, folder / f"{name}{device}{suffix}.png")
         console.page.get_by_role("button", name="Log out").click()
         console.page.get_by_role("heading", name="Log in").wait_for()

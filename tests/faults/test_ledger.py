@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.faults.ledger import Answer, Decided, Ledger, Sent, broken_promises, longest_silence_s
@@ -13,8 +15,8 @@ def ledger(*answers: Answer, unheard: bool = False) -> Ledger:
     return Ledger({"r1": sent}, list(answers))
 
 
-def answer(**changes: object) -> Answer:
-    fields: dict[str, object] = {
+def answer(**changes: Any) -> Answer:
+    fields: dict[str, Any] = {
         "request_id": "r1",
         "sent_s": 100.0,
         "received_s": 100.1,
@@ -25,11 +27,11 @@ def answer(**changes: object) -> Answer:
         "age_s": 0.1,
         "final": True,
     }
-    return Answer(**{**fields, **changes})  # type: ignore[arg-type]
+    return Answer(**{**fields, **changes})
 
 
-def decided(**changes: object) -> Decided:
-    fields: dict[str, object] = {
+def decided(**changes: Any) -> Decided:
+    fields: dict[str, Any] = {
         "request_id": "r1",
         "row_id": "row1",
         "robot_id": "arm",
@@ -39,7 +41,7 @@ def decided(**changes: object) -> Decided:
         "source": ("requests", 0, 1),
         "place": (0, 1),
     }
-    return Decided(**{**fields, **changes})  # type: ignore[arg-type]
+    return Decided(**{**fields, **changes})
 
 
 def test_what_was_answered_as_it_was_decided_breaks_no_promise() -> None:

@@ -35,7 +35,8 @@ from tests.integration.test_etl import DAY, Cache, ask_for_erasure, erase, lived
 from tests.lake_case import LakeFolder
 from tests.postgres_case import rows
 from tests.sink_case import SALT
-from tests.unit.api_case import Api, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import key_record
 
 PASSWORD = "of-these-tests"
 OPERATOR = Actor("ana", "cli")

@@ -382,7 +382,7 @@ def test_the_role_does_what_is_due_and_nothing_twice(
     lived(folder, database)
     night = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
     clock = [night - timedelta(hours=1)]
-    worker = Worker(settings, database, folder.lake, Cache(), Metrics(), lambda: clock[0])  # type: ignore[arg-type]
+    worker = Worker(settings, database, folder.lake, Cache(), Metrics(), lambda: clock[0])  # type: ignore[arg-type] # all of Redis that it asks
     worker.round()
     assert rows(database, "SELECT 1 FROM etl_runs") == []
     assert rows(database, "SELECT sum(total_inferences) AS n FROM daily_usage") == [{"n": 6}]

@@ -21,7 +21,7 @@ from runtime.windows import minute_of
 from schemas.topics import AUDIT
 from tests.embedded import running
 from tests.in_memory import InMemoryBroker
-from tests.unit.api_case import absent_database
+from tests.unit.api_stand_ins import absent_database
 
 SUBJECT = "customer:c-1"
 

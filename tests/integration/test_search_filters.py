@@ -18,7 +18,8 @@ from runtime.settings import Settings
 from runtime.tables import inference_log
 from schemas.instructions import instruction_hash
 from sinks.migrate import upgrade
-from tests.unit.api_case import CUSTOMER, Api
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER
 
 OTHER = "customer-2"
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

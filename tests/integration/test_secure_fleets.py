@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import confluent_kafka
 import pytest
@@ -98,15 +99,15 @@ def test_a_fleet_that_is_added_is_served_and_one_that_is_removed_is_shut_out(
     secure_kafka: SecureKafka, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    options = {"bytes_per_s": 5e6, "request_percent": 50.0, "who": "test"}
-    add_fleet(secure_kafka.admin, "east", say=said.append, **options)  # type: ignore[arg-type] # of mixed types
+    options: dict[str, Any] = {"bytes_per_s": 5e6, "request_percent": 50.0, "who": "test"}
+    add_fleet(secure_kafka.admin, "east", say=said.append, **options)
     assert any("restart these roles" in line for line in said)
     assert not any(line.startswith("password") for line in said), "no gate reads its topics yet"
     assert [line.split()[0] for line in list_fleets(secure_kafka.admin)] == [NORTH, SOUTH, "east"]
     apply_all(secure_kafka.admin, acls=True)  # takes nothing away from a registered fleet
 
     with InstantWorker(secure_kafka.admin), gate_of(secure_kafka, tmp_path):
-        add_fleet(secure_kafka.admin, "east", restarted=True, say=said.append, **options)  # type: ignore[arg-type]
+        add_fleet(secure_kafka.admin, "east", restarted=True, say=said.append, **options)
         words = dict(line.split()[:2] for line in said if line.startswith(("username", "password")))
         assert words["username"] == "fleet.east"
         east = secure_kafka.as_user("fleet.east", words["password"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_the_stack_describes_itself_and_restarts_what_dies_at_the_same_port(tmp_
         for role in ("sink postgres", "postgres"):
             old = _process(told, role)
             os.kill(old["pid"], signal.SIGKILL)
-            _until(lambda role=role, old=old: _restarted(layout, role, old), f"{role} comes back")  # type: ignore[misc]
+            _until(partial(_restarted, layout, role, old), f"{role} comes back")
         with psycopg.connect(told["database"]) as connection:
             assert connection.execute("SELECT count(*) FROM starts").fetchone() == (1,)
         left = [Identity.of(process["pid"]) for process in read_json(layout.stack_file)["processes"]]

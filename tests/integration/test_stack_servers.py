@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from typing import Any
 
 import boto3
 import psutil
@@ -155,7 +156,7 @@ def test_valkey_killed_comes_back_with_what_was_set(own_layout: Layout) -> None:
             assert client.get("kept") == b"1"
 
 
-def _s3(settings: S3Settings):  # type: ignore[no-untyped-def]
+def _s3(settings: S3Settings) -> Any:
     return boto3.client(
         "s3",
         endpoint_url=settings.endpoint,

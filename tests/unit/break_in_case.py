@@ -19,7 +19,8 @@ from runtime.database import Database
 from runtime.settings import Settings
 from schemas.messages import AuditEvent
 from schemas.scopes import Scope
-from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, ListedRows, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY, DictKeys, ListedRows, key_record
 
 VICTIM = "customer-2"
 VICTIM_KEY = "vla_victim78_" + "t" * 43
@@ -29,7 +30,7 @@ LOOT = "loot-of-customer-2"
 TAKEN = "6f1c0a3e-5d1b-4c5e-9f59-0f3a1f8f2a10"
 NOBODYS = "00000000-0000-4000-8000-000000000000"
 JWT_SECRET = "j" * 32
-DIALECT = PGDialect()  # type: ignore[no-untyped-call]
+DIALECT = PGDialect()  # type: ignore[no-untyped-call] # SQLAlchemy has no types for it
 
 #: What people put where a name belongs. None of it may become a statement, a path, a header or a line of its own.
 PAYLOADS = (
@@ -125,7 +126,7 @@ def standing() -> Api:
 def watched(api: Api) -> list[AuditEvent]:
     """What is told of suspicious keys from now on."""
     told: list[AuditEvent] = []
-    api.keys._watch = KeyWatch(told.append)  # noqa: SLF001
+    api.keys._watch = KeyWatch(told.append)  # noqa: SLF001 - the ring of an API that stands already
     return told
 
 

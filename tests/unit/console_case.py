@@ -16,13 +16,15 @@ from ingest_api.console.session import AUDIENCE, COOKIE
 from ingest_api.tokens import Tokens
 from runtime.settings import Settings
 from schemas.scopes import DEFAULT_SCOPES, Scope
-from tests.unit.api_case import CUSTOMER, KEY, Api
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY
 
 SECRET = "j" * 32
 #: With dots: a name without them is another one to cookie jars.
 HOST = "api.example.org"
 ORIGIN = f"http://{HOST}"
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
+_ONCE = re.compile(r'name="once" value="([0-9a-f]{32})"')
 
 
 def console_settings(**changes: Any) -> Settings:
@@ -65,17 +67,24 @@ def session_of(
 
 
 class Visitor:
-    """One browser. `csrf` is that of the page opened last."""
+    """One browser. `csrf` and `once` are those of the page opened last that has them."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
         self.csrf = ""
+        self.once = ""
 
     async def get(self, path: str, **headers: str) -> httpx.Response:
         answer = await self.client.get(path, headers=headers)
-        found = _CSRF.search(answer.text)
-        self.csrf = found[1] if found else self.csrf
+        self.read(answer)
         return answer
+
+    def read(self, page: httpx.Response) -> None:
+        """Take this page for the one that is open."""
+        found = _CSRF.search(page.text)
+        self.csrf = found[1] if found else self.csrf
+        found = _ONCE.search(page.text)
+        self.once = found[1] if found else self.once
 
     async def live(self, path: str, **headers: str) -> httpx.Response:
         """As htmx renews a part."""
@@ -84,7 +93,7 @@ class Visitor:
     async def send(self, path: str, fields: dict[str, str], **headers: str) -> httpx.Response:
         """A form of the page opened last."""
         sent = {"origin": ORIGIN, "sec-fetch-site": "same-origin", **headers}
-        return await self.client.post(path, data={"csrf": self.csrf, **fields}, headers=sent)
+        return await self.client.post(path, data={"csrf": self.csrf, "once": self.once, **fields}, headers=sent)
 
     async def log_in(self, key: str = KEY, **fields: str) -> httpx.Response:
         return await self.send("/console/login", {"key": key, **fields})

@@ -12,7 +12,8 @@ from runtime.errors import Unavailable
 from schemas.messages import Control
 from schemas.topics import CONTROL
 from tests.cards import cards
-from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY, DictKeys, key_record
 from tests.unit.test_api_inference import assert_problem
 
 STOP = {"action": "stop", "scope": "robot", "robot_id": "arm-1", "reason": "a person is in the cell", "by": "ana"}

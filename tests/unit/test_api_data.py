@@ -11,10 +11,11 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from schemas.messages import Consent, EpisodeEvent, EpisodeKind, Feedback, FeedbackKind
 from schemas.topics import CONSENT, EPISODES, FEEDBACK
-from tests.unit.api_case import CUSTOMER, KEY, Api
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY
 from tests.unit.test_api_inference import assert_problem
 
-DIALECT = PGDialect()  # type: ignore[no-untyped-call]
+DIALECT = PGDialect()  # type: ignore[no-untyped-call] # SQLAlchemy has no types for it
 REQUEST_ID = "6f1c0a3e-5d1b-4c5e-9f59-0f3a1f8f2a10"
 
 

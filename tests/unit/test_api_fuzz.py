@@ -21,7 +21,8 @@ from ingest_api.replies import Reply
 from runtime.errors import Unavailable
 from schemas.codes import STATUS, Code
 from schemas.messages import InferenceRequest, Outcome, Rejection, Violation
-from tests.unit.api_case import KEY, Api, body, chunk_outcome
+from tests.unit.api_case import Api, body, chunk_outcome
+from tests.unit.api_stand_ins import KEY, ListedHistory
 
 _EXAMPLES = 60
 _TIMEOUT_S = 30
@@ -60,7 +61,7 @@ def answer_of_some_kind(request: InferenceRequest) -> Reply | Exception:
     return Reply("c", Outcome(row_id="row-1", rejection=rejection).SerializeToString(), replayed, expired)
 
 
-class SomeHistory:
+class SomeHistory(ListedHistory):
     """Rows for every second id, and now and then no database."""
 
     def find(self, customer_id: str, request_id: str) -> list[dict[str, Any]]:
@@ -70,7 +71,7 @@ class SomeHistory:
         return [{"request_id": request_id, "status": "success"}] if choice % 2 else []
 
 
-API = Api(history=SomeHistory())  # type: ignore[arg-type]
+API = Api(history=SomeHistory())
 API.gateway.answer = answer_of_some_kind
 DOCUMENT = schemathesis.openapi.from_dict(API.app.openapi())
 #: What exists here, by the field that names it: text at random would never come beyond the first look at it.

@@ -15,7 +15,8 @@ import uvicorn
 
 from ingest_api.http_protocol import protocol_with
 from runtime.settings import Settings
-from tests.unit.api_case import KEY, Api, sandbox
+from tests.unit.api_case import Api, sandbox
+from tests.unit.api_stand_ins import KEY
 from tests.unit.test_api_inference import assert_problem
 
 

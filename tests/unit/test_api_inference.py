@@ -28,7 +28,8 @@ from schemas.messages import (
 )
 from schemas.topics import MAX_INLINE_IMAGE_BYTES
 from tests.pictures import encoded, jpeg, scene
-from tests.unit.api_case import CUSTOMER, Api, acts, body, chunk_outcome
+from tests.unit.api_case import Api, acts, body, chunk_outcome
+from tests.unit.api_stand_ins import CUSTOMER
 
 PARTS = {"ingest", "request_gate", "queue", "inference", "results", "action_gate", "reply"}
 

@@ -15,7 +15,7 @@ from ingest_api.keys import KeyRing, hash_key
 from ingest_api.problems import Problem
 from runtime.errors import Fatal
 from runtime.metrics import Metrics
-from tests.unit.api_case import KEY, DictKeys, ManualClock, key_record
+from tests.unit.api_stand_ins import KEY, DictKeys, ManualClock, key_record
 
 TTL_S, STALE_S = 5.0, 600.0
 HEADER = f"Bearer {KEY}"
@@ -228,7 +228,7 @@ async def test_lookups_at_once_are_bounded_and_known_keys_are_still_honoured(
         held.wait(10)
         return answer(reference)
 
-    case.table.find = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(case.table, "find", slow)
     strangers = [asyncio.create_task(refused(case.ring, 401, f"Bearer vla_strange{n}_{'x' * 43}")) for n in range(2)]
     await asyncio.sleep(0)
     problem = await refused(case.ring, 503, f"Bearer vla_strange3_{'x' * 43}")

@@ -12,7 +12,8 @@ import pytest
 from ingest_api.health import Dependency
 from runtime.errors import Unavailable
 from schemas.messages import BatchCount, Traffic, TrafficShare
-from tests.unit.api_case import CUSTOMER, KEY, Api, sandbox
+from tests.unit.api_case import Api, sandbox
+from tests.unit.api_stand_ins import CUSTOMER, KEY
 from tests.unit.test_api_inference import assert_problem
 
 STILL = {"robot_type": "test_arm", "actions": [[0.0, 0.0, 0.0], [0.01, 0.0, 0.0]]}

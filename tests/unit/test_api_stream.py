@@ -32,7 +32,8 @@ from runtime.settings import Settings
 from schemas.messages import Image, ImageEncoding, InferenceRequest, Outcome, Rejection, StreamAnswer, Violation
 from tests.cards import cards
 from tests.pictures import jpeg
-from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, acts, chunk_outcome, key_record
+from tests.unit.api_case import Api, acts, chunk_outcome
+from tests.unit.api_stand_ins import CUSTOMER, KEY, DictKeys, key_record
 from tests.unit.websocket_case import closed_with, heard, heard_bytes, infer, serving, until
 
 OTHER_KEY = "vla_other678_" + "t" * 43

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -70,7 +71,8 @@ def test_every_request_leaves_exactly_once_in_time_and_in_order(
     arrivals: list[Arrival], a: float, b: float, sizes: set[int], capacity: int, foresees: bool
 ) -> None:
     q = queue(capacity=capacity, sizes=tuple(sizes), a=a, b=b)
-    now, end = 0.0, {"run": [], "expired": [], "superseded": [], "full": []}  # type: ignore[var-annotated]
+    now = 0.0
+    end: dict[str, list[Any]] = {"run": [], "expired": [], "superseded": [], "full": []}
     robots: dict[int, str] = {}
 
     def serve(until: float) -> None:

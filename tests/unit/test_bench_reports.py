@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from click.testing import CliRunner
@@ -51,9 +52,9 @@ def overhead() -> Scenario:
 
 
 def saturation(workers: int) -> Scenario:
-    goal = "saturation" if workers == 1 else "scaling"
+    goal: Literal["saturation", "scaling"] = "saturation" if workers == 1 else "scaling"
     deployment = simulated(H100_COGACT, workers)
-    return Scenario(name=f"{workers}", deployment=deployment, robots=9, hz=None, seconds=1, goal=goal)  # type: ignore[arg-type]
+    return Scenario(name=f"{workers}", deployment=deployment, robots=9, hz=None, seconds=1, goal=goal)
 
 
 def test_a_goal_that_is_missed_is_called_not_met() -> None:

@@ -15,7 +15,8 @@ from ingest_api.robots import EXAMPLE
 from ingest_api.tokens import Tokens
 from schemas.scopes import Scope
 from schemas.topics import CONSENT, CONTROL, EMBODIMENTS
-from tests.unit.api_case import CUSTOMER, KEY, body, key_record
+from tests.unit.api_case import body
+from tests.unit.api_stand_ins import CUSTOMER, KEY, key_record
 from tests.unit.break_in_case import (
     JWT_SECRET,
     VICTIM,

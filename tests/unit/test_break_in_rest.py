@@ -17,7 +17,8 @@ from pythonjsonlogger.json import JsonFormatter
 from runtime.logs import configure_logging
 from schemas.codes import Code
 from schemas.topics import CONSENT, CONTROL, EMBODIMENTS, EPISODES, FEEDBACK
-from tests.unit.api_case import CUSTOMER, KEY, body
+from tests.unit.api_case import body
+from tests.unit.api_stand_ins import CUSTOMER, KEY
 from tests.unit.break_in_case import (
     ADDRESSES,
     LOOT,

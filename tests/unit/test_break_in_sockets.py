@@ -17,7 +17,8 @@ from schemas import openpi_wire
 from schemas.messages import Claim, Image, ImageEncoding
 from schemas.scopes import Scope
 from tests.gate_bench import GateBench, request
-from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY, DictKeys, key_record
 from tests.unit.break_in_case import ADDRESSES, PAYLOADS, VICTIM, VICTIM_KEY, settings_with, standing, token_for
 from tests.unit.test_break_in_keys import FORGERIES
 from tests.unit.websocket_case import closed_with, heard, heard_bytes, infer, serving

@@ -17,7 +17,8 @@ from runtime.database import Database
 from schemas.messages import Consent
 from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import CONSENT
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, key_record
 from tests.unit.console_case import Visitor, console_api, session_of, visiting
 from tests.unit.test_console_pages import HOSTILE
 
@@ -119,7 +120,76 @@ async def test_rotating_shows_the_new_key_once() -> None:
         answer = await visitor.send(f"/console/keys/{KEY_ID}/rotate", {"grace_s": "3600"})
         assert answer.status_code == 201
         assert 'id="made" value="vla_' in answer.text
+        await text_at(visitor, f"/console/keys/{KEY_ID}/rotate")
         assert (await visitor.send(f"/console/keys/{KEY_ID}/rotate", {"grace_s": "7"})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("page", "path", "fields"),
+    [
+        ("/console/keys", "/console/keys", {"scope.read": "on", "days": "30"}),
+        (f"/console/keys/{KEY_ID}/rotate", f"/console/keys/{KEY_ID}/rotate", {"grace_s": "3600"}),
+    ],
+    ids=["create", "rotate"],
+)
+async def test_a_form_that_comes_again_makes_no_second_key(page: str, path: str, fields: dict[str, str]) -> None:
+    api, rows = with_keys()
+    async with visiting(api, session_of()) as visitor:
+        await text_at(visitor, page)
+        assert (await visitor.send(path, fields)).status_code == 201
+        made = list(rows.written)
+        again = await visitor.send(path, fields)
+        assert (again.status_code, rows.written) == (409, made)
+        assert "This form was sent already" in again.text
+        assert "If you did not see it, revoke it" in again.text
+        assert "vla_" not in again.text
+        # The page, opened anew, has another copy of the form.
+        await text_at(visitor, page)
+        assert (await visitor.send(path, fields)).status_code == 201
+
+
+async def test_a_form_that_was_refused_can_be_mended_and_sent() -> None:
+    api, _ = with_keys()
+    async with visiting(api, session_of()) as visitor:
+        await text_at(visitor, "/console/keys")
+        refused = await visitor.send("/console/keys", {"days": "30"})
+        assert refused.status_code == 422
+        visitor.read(refused)
+        assert (await visitor.send("/console/keys", {"days": "30", "scope.read": "on"})).status_code == 201
+
+
+@pytest.mark.parametrize("once", ["", "0" * 31, "0" * 33, "g" * 32])
+async def test_a_form_without_its_number_makes_no_key(once: str) -> None:
+    api, rows = with_keys()
+    async with visiting(api, session_of()) as visitor:
+        await text_at(visitor, "/console/keys")
+        answer = await visitor.send("/console/keys", {"scope.read": "on", "days": "30", "once": once})
+        assert (answer.status_code, rows.written) == (400, [])
+        assert "open the page again" in answer.text
+
+
+async def test_the_number_of_one_sessions_form_says_nothing_about_anothers() -> None:
+    api, _ = with_keys()
+    api.table.add(key_record(key_id="k-2"))
+    fields = {"scope.read": "on", "days": "30", "once": "0" * 32}
+    for key_id in ("k-1", "k-2"):
+        async with visiting(api, session_of(key_id=key_id)) as visitor:
+            await text_at(visitor, "/console/keys")
+            assert (await visitor.send("/console/keys", fields)).status_code == 201
+
+
+async def test_without_valkey_no_key_is_made_twice_by_accident() -> None:
+    api, rows = with_keys()
+    api.sent_forms.away = True
+    async with visiting(api, session_of()) as visitor:
+        await text_at(visitor, "/console/keys")
+        fields = {"scope.read": "on", "days": "30"}
+        answer = await visitor.send("/console/keys", fields)
+        assert (answer.status_code, rows.written) == (503, [])
+        assert "Valkey does not answer" in answer.text
+        # Sent again once it is back, it is the first one.
+        api.sent_forms.away = False
+        assert (await visitor.send("/console/keys", fields)).status_code == 201
 
 
 @pytest.mark.parametrize("action", ["rotate", "revoke"])
@@ -143,7 +213,7 @@ async def test_consent_is_shown_and_changed_after_a_look_at_the_change() -> None
         assert "the installation" in await text_at(visitor, "/console/consent")
         end = (datetime.now(UTC) + timedelta(days=40)).date().isoformat()
         fields = {"tier": "full", "ends_on": end, "anonymization_level": "full"}
-        answer = await visitor.send("/console/consent/change", fields)
+        answer = await visitor.client.get("/console/consent/change", params=fields)
         assert answer.status_code == 200
         assert "pixels too" in answer.text
         assert api.broker.records(CONSENT) == []
@@ -165,14 +235,16 @@ async def test_consent_is_shown_and_changed_after_a_look_at_the_change() -> None
     {"tier": "everything"}, {}, {"tier": "full", "ends_on": "2020-01-01"}, {"tier": "full", "ends_on": "soon"},
     {"tier": "full", "anonymization_level": "some"},
 ])  # fmt: skip
-@pytest.mark.parametrize("path", ["/console/consent", "/console/consent/change"])
-async def test_a_consent_that_cannot_be_is_not_written(path: str, fields: dict[str, str]) -> None:
+async def test_a_consent_that_cannot_be_is_not_written(fields: dict[str, str]) -> None:
     api = console_api()
     async with visiting(api, session_of()) as visitor:
         await visitor.get("/console/consent")
-        answer = await visitor.send(path, fields)
-        assert answer.status_code == 400
-        assert 'role="alert"' in answer.text
+        for answer in (
+            await visitor.client.get("/console/consent/change", params=fields),
+            await visitor.send("/console/consent", fields),
+        ):
+            assert answer.status_code == 400
+            assert 'role="alert"' in answer.text
     assert api.broker.records(CONSENT) == []
 
 

@@ -10,7 +10,8 @@ from runtime.errors import Unavailable
 from schemas.messages import AuditEvent
 from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import AUDIT
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, HeldLetters, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, HeldLetters, key_record
 from tests.unit.console_case import Visitor, console_api, session_of, visiting
 from tests.unit.test_console_pages import HOSTILE
 from tests.unit.test_dlq import dead, letter
@@ -94,9 +95,65 @@ async def test_what_was_confirmed_is_sent_and_nothing_else() -> None:
     async with visiting(api, session_of(OPERATOR)) as visitor:
         await visitor.get("/console/dead-letters/replay?place=vla.requests.v1.dlq/0/2")
         answer = await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/2"})
-        assert answer.status_code == 200
-        assert "vla.requests.v1/2/100" in answer.text
+        assert answer.status_code == 303
+        # However often it is loaded.
+        for _ in range(2):
+            text = await text_at(visitor, answer.headers["location"])
+            assert "1 sent again" in text
+            assert "vla.requests.v1/2/100" in text
     assert [str(each.place) for each in api.letters.sent] == ["vla.requests.v1.dlq/0/2"]
+
+
+async def test_what_a_replay_could_not_send_is_told_with_the_reason() -> None:
+    api = operators(letter(offset=1), letter(offset=2, cut=9))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay")
+        places = " ".join(f"vla.requests.v1.dlq/0/{offset}" for offset in (1, 2, 3))
+        answer = await visitor.send("/console/dead-letters/replay", {"places": places})
+        text = await text_at(visitor, answer.headers["location"])
+        for part in ("1 was sent again, 1 could not be, 1 no longer lay there", "9 bytes of its value were cut off"):
+            assert part in text
+
+
+async def test_a_replay_whose_form_comes_again_sends_nothing_again() -> None:
+    api = operators(letter(offset=1))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay")
+        fields = {"places": "vla.requests.v1.dlq/0/1"}
+        assert (await visitor.send("/console/dead-letters/replay", fields)).status_code == 303
+        again = await visitor.send("/console/dead-letters/replay", fields)
+        assert again.status_code == 409
+        assert "This form was sent already" in again.text
+        assert "revoke it" not in again.text
+    assert (len(api.letters.sent), len(told(api))) == (1, 2)
+
+
+@pytest.mark.parametrize("told", ["", "x", "é", "A" * 40, "eJwDAAAAAAE"])
+async def test_no_link_makes_the_page_after_a_replay_say_things(told: str) -> None:
+    async with visiting(operators(), session_of(OPERATOR)) as visitor:
+        assert (await visitor.client.get("/console/dead-letters/replayed", params={"told": told})).status_code == 404
+
+
+async def test_what_became_of_a_replay_is_for_the_session_that_sent_it() -> None:
+    api = operators(letter(offset=1))
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay")
+        answer = await visitor.send("/console/dead-letters/replay", {"places": "vla.requests.v1.dlq/0/1"})
+    async with visiting(api, session_of(OPERATOR, ttl_s=599)) as other:
+        await text_at(other, answer.headers["location"], 404)
+
+
+async def test_the_address_after_the_largest_replay_fits_into_a_request_line() -> None:
+    # nginx' large_client_header_buffers.
+    largest_bytes = 8192
+    letters = [letter(offset=2**40 + number, cut=number * 1001) for number in range(50)]
+    api = operators(*letters)
+    async with visiting(api, session_of(OPERATOR)) as visitor:
+        await visitor.get("/console/dead-letters/replay")
+        places = " ".join(str(each.place) for each in letters)
+        answer = await visitor.send("/console/dead-letters/replay", {"places": places})
+        assert answer.status_code == 303
+        assert len(answer.headers["location"]) < largest_bytes
 
 
 async def test_a_replay_is_in_the_audit_log_with_who_what_and_from_where() -> None:

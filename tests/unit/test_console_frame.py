@@ -14,7 +14,8 @@ from ingest_api.console.session import COOKIE, Doorkeeper, own_page
 from ingest_api.tokens import Tokens
 from schemas.messages import AuditEvent
 from schemas.scopes import DEFAULT_SCOPES, TOKEN_SCOPES, Scope
-from tests.unit.api_case import CUSTOMER, KEY, Api, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY, key_record
 from tests.unit.break_in_case import watched
 from tests.unit.console_case import HOST, ORIGIN, SECRET, console_api, opened, pages_of, session_of, standing, visiting
 

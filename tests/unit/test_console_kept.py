@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Executable
@@ -15,7 +15,8 @@ from ingest_api.console.playback import merged, playback
 from schemas.headers import Source
 from schemas.scopes import Scope
 from schemas.topics import REQUESTS
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, ListedRows, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, ListedRows, key_record
 from tests.unit.break_in_case import confined, text_of
 from tests.unit.console_case import console_api, session_of, visiting
 from tests.unit.test_console_pages import HOSTILE, message, row
@@ -40,6 +41,11 @@ def steps(count: int = 3, **changes: Any) -> list[dict[str, Any]]:
     ]
 
 
+def values_of(statement: Executable) -> list[Any]:
+    """What a statement sends beside its SQL."""
+    return list(cast(Any, statement).compile().params.values())
+
+
 class EpisodeRows(ListedRows):
     """The rows of one episode: all of them, one by its id, and what the robot told of it."""
 
@@ -54,8 +60,7 @@ class EpisodeRows(ListedRows):
             return self.told
         if "count(*)" in text:
             return []
-        wanted = statement.compile().params  # type: ignore[attr-defined]
-        ids = {value for value in wanted.values() if isinstance(value, uuid.UUID)}
+        ids = {value for value in values_of(statement) if isinstance(value, uuid.UUID)}
         return [each for each in found if each["id"] in ids] if ids else found
 
 
@@ -157,7 +162,7 @@ def test_an_episode_id_is_one_part_of_a_path_whatever_it_holds() -> None:
 async def test_an_episode_is_found_by_an_id_with_a_slash() -> None:
     api = with_episode()
     await text_at(api, path_of("day/1?x"))
-    assert "day/1?x" in api.reader.asked[0].compile().params.values()  # type: ignore[attr-defined]
+    assert "day/1?x" in values_of(api.reader.asked[0])
 
 
 async def test_an_operator_is_shown_whose_episode_it_is() -> None:

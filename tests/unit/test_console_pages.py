@@ -16,7 +16,8 @@ from schemas.scopes import DEFAULT_SCOPES, Scope
 from schemas.topics import AUDIT, CONTROL, OUTCOMES, REQUESTS
 from tests.in_memory import InMemoryBroker
 from tests.pictures import jpeg
-from tests.unit.api_case import CUSTOMER, Api, DictKeys, chunk_outcome, key_record
+from tests.unit.api_case import Api, chunk_outcome
+from tests.unit.api_stand_ins import CUSTOMER, DictKeys, key_record
 from tests.unit.break_in_case import confined, text_of
 from tests.unit.console_case import console_api, session_of, visiting
 

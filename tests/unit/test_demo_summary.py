@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +52,8 @@ def episodes(succeeded: int, failed: int = 0, unfinished: int = 0, task: str = "
     ]
 
 
-def request(round_trip_ms: float = 20.0, transport: str = "REST", **changes: object) -> RequestRecord:
-    fields: dict[str, object] = {
+def request(round_trip_ms: float = 20.0, transport: str = "REST", **changes: Any) -> RequestRecord:
+    fields: dict[str, Any] = {
         "transport": transport,
         "outcome": ACTIONS,
         "round_trip_ms": round_trip_ms,
@@ -59,7 +61,7 @@ def request(round_trip_ms: float = 20.0, transport: str = "REST", **changes: obj
         "timings_ms": TIMINGS,
         **changes,
     }
-    return RequestRecord(**fields)  # type: ignore[arg-type]
+    return RequestRecord(**fields)
 
 
 def test_a_fleet_that_does_its_task_with_balanced_books_passes() -> None:
@@ -182,7 +184,7 @@ def test_a_film_shows_a_successful_episode_of_its_robot_only(tmp_path: Path) -> 
     for robot_id, success, length in (("arm-1", False, 9), ("arm-2", True, 9), ("arm-1", True, 4), ("arm-1", True, 3)):
         film.begin(robot_id, f"{robot_id} {length}")
         for shade in range(length):
-            film.frame(robot_id, lambda shade=shade: np.full((64, 80, 3), 25 * shade, np.uint8))  # type: ignore[misc]
+            film.frame(robot_id, partial(np.full, (64, 80, 3), 25 * shade, np.uint8))
         film.end(robot_id, success=success)
     paths = film.write(tmp_path / "demo")
     assert paths is not None

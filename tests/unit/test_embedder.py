@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ class Bench:
 
     def submit(self, *records: Record) -> None:
         for number, record in enumerate(records, start=len(self.finished)):
-            self.stage.submit(record, lambda number=number: self.finished.append(number))  # type: ignore[misc]
+            self.stage.submit(record, partial(self.finished.append, number))
 
     def work(self) -> None:
         """Everything that waits, on this thread."""

@@ -117,7 +117,7 @@ async def test_a_retry_that_arrives_while_the_outcome_is_published_is_not_left_o
             await bench.step(REQUESTS)
         return delivered
 
-    bench.actions._delivery.send_all = interrupted  # type: ignore[method-assign] # noqa: SLF001
+    bench.actions._delivery.send_all = interrupted  # type: ignore[method-assign] # noqa: SLF001 - the same moment
     await bench.step(RESULTS)
     assert {a.headers[h.CORRELATION_ID] for a in bench.answers()} == {"first", "second"}
 

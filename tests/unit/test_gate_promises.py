@@ -37,7 +37,7 @@ class Changelogged(dict[bytes, bytes]):
         super().__setitem__(key, value)
         self._report(key, value)
 
-    def pop(self, key: bytes, default: bytes | None = None) -> bytes | None:  # type: ignore[override]
+    def pop(self, key: bytes, default: bytes | None = None) -> bytes | None:  # type: ignore[override] # dict has overloads
         self._report(key, None)
         return super().pop(key, default)
 

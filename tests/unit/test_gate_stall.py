@@ -10,7 +10,7 @@ from runtime.settings import Settings
 from stream_agents.app import build_app
 from stream_agents.stall import StallGuard, recovery_of
 from stream_agents.takeover import seek_changelogs_back_too
-from tests.unit.api_case import ManualClock
+from tests.unit.api_stand_ins import ManualClock
 
 
 def guard(clock: ManualClock) -> StallGuard:

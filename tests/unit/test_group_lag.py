@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, cast
+
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # re-exported without __all__
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.group_lag import GroupLag, Lag, TimeSearch, behind, watched_groups
+from runtime.group_lag import GroupLag, KafkaOffsets, Lag, TimeSearch, behind, watched_groups
 from runtime.metrics import Metrics
 from schemas.topics import EMBEDDER_GROUP, GATE_APP, PARQUET_GROUP, POSTGRES_GROUP, REQUESTS, RESULTS
 from tests.cards import cards
-from tests.unit.api_case import ScriptedOffsets
+from tests.unit.api_stand_ins import ManualClock, ScriptedOffsets
+
+ACCEPTED = "vla.accepted.test-model-a.v1"
 
 
 @given(
@@ -50,6 +58,52 @@ def test_a_group_that_never_came_is_behind_by_everything_and_as_old_as_its_first
     offsets.clock.now_s += 4
     lag.look()
     assert lag.of(GATE_APP) == Lag(records=0, oldest_age_s=0.0, rate_per_s=2.25)
+
+
+def test_an_age_that_the_broker_did_not_tell_in_time_is_unknown_and_not_nothing() -> None:
+    offsets, metrics = ScriptedOffsets(), Metrics()
+    lag = _group_lag(offsets, metrics)
+    offsets.logs[ACCEPTED] = (0, 3)
+    ages = (
+        ("vla_group_oldest_age_seconds", {"group": "gpu.test-model-a"}),
+        ("vla_deployment_oldest_age_seconds", {"deployment": "test-model-a"}),
+    )
+    for appended, age_s in (({(ACCEPTED, 0): 940_000}, 60.0), ({}, None), ({(ACCEPTED, 0): 930_000}, 70.0)):
+        offsets.appended = appended
+        lag.look()
+        assert lag.of("gpu.test-model-a") == Lag(records=3, oldest_age_s=age_s, rate_per_s=None)
+        assert [metrics.registry.get_sample_value(name, labels) for name, labels in ages] == [age_s, age_s]
+
+
+def test_the_age_of_the_youngest_is_not_told_for_that_of_the_oldest() -> None:
+    offsets = ScriptedOffsets()
+    lag = _group_lag(offsets, Metrics())
+    offsets.logs |= {REQUESTS: (0, 1), RESULTS: (0, 1)}
+    offsets.appended[RESULTS, 0] = 999_000
+    lag.look()
+    assert lag.of(GATE_APP) == Lag(records=2, oldest_age_s=None, rate_per_s=None)
+
+
+class HastyAdmin:
+    """A broker whose first partition tells at once what it was asked, and whose second one never comes to an end."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+
+    def list_offsets(self, wanted: dict[TopicPartition, OffsetSpec], **options: float) -> dict[TopicPartition, Any]:
+        self._clock.now_s += 1
+        answers = {}
+        for place in wanted:
+            answers[place] = Future[SimpleNamespace]()
+            offset = 7 if place.partition == 0 else 8
+            answers[place].set_result(SimpleNamespace(offset=offset, timestamp=900_000))
+        return answers
+
+
+def test_what_is_not_found_in_time_has_no_append_time() -> None:
+    clock = ManualClock(0.0)
+    offsets = KafkaOffsets(cast(AdminClient, HastyAdmin(clock)), now=lambda: 10.0**12, clock=clock)
+    assert offsets.appended_at_ms({(REQUESTS, 0): 7, (REQUESTS, 1): 7}) == {(REQUESTS, 0): 900_000}
 
 
 def test_while_the_broker_is_away_the_last_look_stays_and_grows_old() -> None:

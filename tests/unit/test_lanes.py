@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,7 +109,7 @@ def test_each_lane_ends_in_the_order_in_which_it_was_begun(work: list[tuple[byte
             done[lane].append(number)
 
         for number, (lane, turns) in enumerate(work):
-            await lanes.start(lane, lambda lane=lane, number=number, turns=turns: one(lane, number, turns))  # type: ignore[misc]
+            await lanes.start(lane, partial(one, lane, number, turns))
         assert await lanes.drain(timeout_s=10)
         assert not failures
         assert sum(map(len, done.values())) == len(work)

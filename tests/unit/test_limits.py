@@ -22,7 +22,8 @@ from schemas.tiers import ENTERPRISE, FREE, TIERS, UNLIMITED, limits_of
 from schemas.topics import REQUESTS, RESULTS
 from tests.counters import DictCounter
 from tests.gate_bench import FLEET_TOPIC, GateBench, answered, request
-from tests.unit.api_case import Api, body, key_record
+from tests.unit.api_case import Api, body
+from tests.unit.api_stand_ins import key_record
 from tests.unit.test_api_inference import assert_problem
 
 NOW_S = 1_700_000_030.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -143,10 +144,10 @@ def test_a_batch_without_memory_ends_the_list_and_is_no_fault(
 ) -> None:
     whole = DeterministicPolicy.infer
 
-    def infer(self: DeterministicPolicy, batch: list[object]) -> object:
+    def infer(self: DeterministicPolicy, batch: list[Any]) -> object:
         if len(batch) > 1:
             raise MemoryError
-        return whole(self, batch)  # type: ignore[arg-type]
+        return whole(self, batch)
 
     monkeypatch.setattr(DeterministicPolicy, "infer", infer)
     assert "at most 1 at once" in checked(settings, "steady")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -10,7 +12,7 @@ from runtime.offsets import LowWater
 
 
 @given(st.sets(st.integers(0, 10_000), min_size=1, max_size=50), st.randoms(use_true_random=False))
-def test_the_mark_never_passes_an_unfinished_record_and_ends_behind_the_last(offsets, rng) -> None:  # type: ignore[no-untyped-def]
+def test_the_mark_never_passes_an_unfinished_record_and_ends_behind_the_last(offsets: set[int], rng: Random) -> None:
     ordered = sorted(offsets)
     water = LowWater()
     for offset in ordered:

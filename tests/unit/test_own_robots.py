@@ -20,7 +20,8 @@ from schemas.topics import EMBODIMENTS
 from tests.cards import cards, model
 from tests.gate_bench import GateBench, request
 from tests.in_memory import InMemoryBroker
-from tests.unit.api_case import CUSTOMER, KEY, Api, DictKeys, key_record
+from tests.unit.api_case import Api
+from tests.unit.api_stand_ins import CUSTOMER, KEY, DictKeys, key_record
 from tests.unit.test_api_inference import assert_problem
 
 #: What the test model would put out for robots that bring their own card: two joints and a gripper, 1 open.

@@ -152,7 +152,7 @@ async def test_every_attempt_on_kafka_carries_the_same_bytes() -> None:
     clock = ManualClock()
     transport = OneAnswer(AttemptFailed("no reply", timed_out=True), {})
     robot = AsyncRobotClient(
-        transport,  # type: ignore[arg-type]
+        transport,  # type: ignore[arg-type] # typed loosely, so that it can answer wrongly
         robot_id="arm-1",
         robot_type="tabletop_arm",
         clock=clock,

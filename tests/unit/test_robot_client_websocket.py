@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -124,8 +125,12 @@ async def test_a_server_that_comes_back_later_is_found_again() -> None:
 async def test_no_more_is_asked_at_a_time_than_the_server_allows() -> None:
     async with StreamServer(silent, in_flight=2) as server, robot(transport(server)) as arm:
         asked = [asyncio.create_task(arm.infer(observation(step=n), ttl_ms=TTL_MS)) for n in range(5)]
+
+        def asked_so_many(count: int) -> bool:
+            return len(server.asked) == count
+
         for done in range(5):
-            await until(lambda done=done: len(server.asked) == min(done + 2, 5))  # type: ignore[misc]
+            await until(partial(asked_so_many, min(done + 2, 5)))
             request = server.asked[done]
             await server.decide(request.request_id, acts(request))
         assert len([await answer for answer in asked]) == 5

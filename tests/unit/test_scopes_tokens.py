@@ -14,7 +14,8 @@ from ingest_api.key_watch import BURST, SETTLED_S, KeyWatch
 from ingest_api.tokens import Tokens
 from schemas.messages import AuditEvent
 from schemas.scopes import DEFAULT_SCOPES, TOKEN_SCOPES, Scope
-from tests.unit.api_case import CUSTOMER, KEY, Api, ManualClock, body, key_record
+from tests.unit.api_case import Api, body
+from tests.unit.api_stand_ins import CUSTOMER, KEY, ManualClock, key_record
 from tests.unit.test_api_inference import assert_problem
 
 SECRET = "j" * 32

@@ -135,7 +135,7 @@ def test_an_expired_request_is_refused_before_its_images_are_decoded() -> None:
 def test_the_patience_with_a_policy_grows_with_what_its_batches_are_known_to_take() -> None:
     run = Running(policy_timeout_s=2)
     assert run.worker.policy_limit_s == 2
-    run.worker._cost.observe(1, 3.0)  # noqa: SLF001
+    run.worker._cost.observe(1, 3.0)  # noqa: SLF001 - as if a batch had taken so long
     assert run.worker.policy_limit_s == pytest.approx(30)
 
 
@@ -147,7 +147,7 @@ def test_a_slow_device_makes_requests_without_a_chance_expire_early() -> None:
     assert run.completions(1)["plug"].HasField("result")
     # Four slow batches would be needed to believe it; the test says so at once.
     for _ in range(4):
-        run.worker._cost.observe(1, 0.8)  # noqa: SLF001
+        run.worker._cost.observe(1, 0.8)  # noqa: SLF001 - as if a batch had taken so long
     batches = len(run.policy.batches)
     run.send("hopeless", ttl_s=0.3)
     assert code_of(run.completions(2)["hopeless"]) == "expired"

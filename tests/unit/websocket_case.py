@@ -16,7 +16,8 @@ from ingest_api.replies import Reply
 from ingest_api.server import ApiServer, uvicorn_config
 from runtime.settings import Settings
 from schemas.messages import InferenceRequest
-from tests.unit.api_case import KEY, Api, body, chunk_outcome
+from tests.unit.api_case import Api, body, chunk_outcome
+from tests.unit.api_stand_ins import KEY
 
 _PATIENCE_S = 20
 
@@ -97,5 +98,5 @@ def acts(request: InferenceRequest) -> Reply:
 async def until(condition: Any) -> None:
     """Wait for something that becomes true in this event loop."""
     async with asyncio.timeout(_PATIENCE_S):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 # many things are waited for, none of which knows of an Event
             await asyncio.sleep(0.005)

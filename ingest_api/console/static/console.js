@@ -8,7 +8,14 @@
     part.querySelectorAll("details[id]").forEach((e) => state.open.push([e.id, e.open]));
     return state;
   };
-  document.addEventListener("htmx:beforeSwap", (event) => kept.set(event.detail.target, keptOf(event.detail.target)));
+  /* Between press and release a renewal would take the link from under the pointer, and its click with it. */
+  let pressed = false;
+  document.addEventListener("pointerdown", (event) => { pressed = event.button === 0; }, true);
+  ["pointerup", "pointercancel", "contextmenu", "blur"].forEach((name) => window.addEventListener(name, () => { pressed = false; }, true));
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (pressed) event.detail.shouldSwap = false;
+    else kept.set(event.detail.target, keptOf(event.detail.target));
+  });
   document.addEventListener("htmx:afterSwap", (event) => {
     const state = kept.get(event.detail.target);
     kept.delete(event.detail.target);
