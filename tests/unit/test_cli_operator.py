@@ -38,6 +38,14 @@ def test_an_order_that_is_not_whole_is_a_usage_error(arguments: tuple[str, ...])
     assert "Usage:" in output
 
 
+def test_a_kafka_that_is_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.fleets.registry._TIMEOUT_S", 0.2)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    status, output = run("fleets", "list")
+    assert status == 1
+    assert output.startswith("Error: Kafka does not answer")
+
+
 @pytest.mark.parametrize("command", ["stop", "resume", "stops", "dlq"])
 def test_every_command_explains_itself(command: str) -> None:
     assert run(command, "--help")[0] == 0
