@@ -30,6 +30,9 @@ def run(*arguments: str) -> tuple[int, str]:
         ("dlq", "show"),
         ("dlq", "list", "--limit", "0"),
         ("dlq", "replay", "--limit", "-1"),
+        ("backup", "verify", "no-such-folder"),
+        ("backup", "restore", "no-such-folder"),
+        ("rebuild", "--keys-from", "no-such-folder"),
     ],
 )
 def test_an_order_that_is_not_whole_is_a_usage_error(arguments: tuple[str, ...]) -> None:
@@ -44,6 +47,7 @@ def test_a_kafka_that_is_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatc
     status, output = run("fleets", "list")
     assert status == 1
     assert output.startswith("Error: Kafka does not answer")
+    assert "vlastream config show" in output, "what to do next"
 
 
 @pytest.mark.parametrize("command", ["stop", "resume", "stops", "dlq"])

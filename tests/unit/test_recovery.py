@@ -11,14 +11,14 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from runtime.errors import Fatal
+from runtime.errors import Fatal, Unavailable
 from runtime.kafka import Record
 from runtime.settings import Settings
 from schemas.codes import Code
 from schemas.messages import SafetyMode, Stage
 from sinks.arrow_schemas import OUTCOMES_DATASET, SCHEMAS
 from sinks.lake_rows import outcome_entry
-from sinks.recovery.backup import MANIFEST, Manifest, StoredFile, damage
+from sinks.recovery.backup import MANIFEST, Manifest, StoredFile, create, damage
 from sinks.recovery.commands import STREAMED, restore_backup
 from sinks.recovery.from_lake import entry_of
 from sinks.rows import incident_row, inference_row
@@ -106,3 +106,23 @@ def test_a_folder_without_a_manifest_is_no_backup(tmp_path: Path) -> None:
 
 def test_keys_and_customers_are_not_taken_for_what_the_log_can_make() -> None:
     assert not STREAMED & {"customers", "api_keys"}
+
+
+def test_a_backup_that_could_not_be_written_leaves_nothing(tmp_path: Path) -> None:
+    nobody_there = Settings(_env_file=None, database_url="postgresql://a:b@127.0.0.1:9/c")
+    with pytest.raises(Unavailable):
+        create(nobody_there, tmp_path / "backups" / "one", copy_models=False, say=lambda text: None)
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Fatal, match="could not be written"):
+        create(Settings(_env_file=None), tmp_path / "file" / "one", copy_models=False, say=lambda text: None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '"x"', "{}", '{"files": 3}', '{"files": {"a": {"more": 1}}}'])
+def test_a_manifest_that_is_none_is_no_backup(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(Fatal, match="is no backup"):
+        Manifest.read(tmp_path)
