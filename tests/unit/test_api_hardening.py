@@ -13,7 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
-from ingest_api.http_protocol import protocol_with
+from ingest_api.http_protocol import MOST_HEAD_BYTES, protocol_with
 from runtime.settings import Settings
 from tests.unit.api_case import KEY, Api, sandbox
 from tests.unit.test_api_inference import assert_problem
@@ -41,6 +41,16 @@ async def test_only_names_of_its_own_are_answered(host: str, status: int) -> Non
     async with api.client() as client:
         assert (await client.get("/v1/models", headers={"host": host})).status_code == status
         assert (await client.get("/livez", headers={"host": host})).status_code == 200, "a probe asks by address"
+
+
+@pytest.mark.parametrize("name", ["host", "authorization"])
+async def test_two_names_or_two_keys_are_refused(name: str) -> None:
+    """Of which a proxy in front may have gone by the other one."""
+    values = {"host": "api.example.org", "authorization": f"Bearer {KEY}"}
+    twice = [*values.items(), (name, "evil" if name == "host" else "Bearer evil")]
+    for headers in (twice, list(reversed(twice))):
+        async with Api().client(None) as client:
+            assert_problem(await client.get("/v1/inference/x", headers=headers), 400, "malformed")
 
 
 async def test_a_page_may_call_only_from_a_listed_origin() -> None:
@@ -105,6 +115,62 @@ async def test_a_head_that_does_not_come_ends_the_connection(begin: bytes) -> No
         assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.close()
         await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        # Whoever is refused while it sends finds its connection reset.
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nX-Long: ",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nCookie: a\r\nX: y",
+        b"GET /",
+        b"POST /v1/inference HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;x=",
+        b"POST /v1/inference HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: ",
+    ],
+)
+async def test_a_head_without_end_ends_the_connection(begin: bytes) -> None:
+    async with served(60) as port, connected(port) as (reader, writer):
+        writer.write(begin)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2000):
+                writer.write(b"a" * 8192)
+                await writer.drain()
+            raise AssertionError("the server took all of it")
+        assert reader.at_eof() or reader.exception() is not None
+
+
+async def test_a_head_that_is_too_large_is_answered_431() -> None:
+    async with served(60) as port, connected(port) as (reader, writer), connected(port) as (other, asking):
+        writer.write(b"GET /livez HTTP/1.1\r\n")
+        asking.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await other.readline()).startswith(b"HTTP/1.1 200"), "so the line above was read too"
+        writer.write(b"X: " + b"a" * (MOST_HEAD_BYTES + 1))
+        head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431 ")
+        assert f"content-length: {len(body)}".encode() in head
+
+
+async def test_bodies_and_pipelined_requests_are_no_heads() -> None:
+    start = f"POST /v1/inference HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\n".encode()
+    size = 8 * MOST_HEAD_BYTES
+    last = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    small_chunks = b"10\r\n%b\r\n" % (b"0" * 16) * 20_000 + b"0\r\n\r\n"
+    async with served(60) as port, connected(port) as (reader, writer):
+        writer.write((start + b"Content-Length: %d\r\n\r\n%b" % (size, b"0" * size)) * 3)
+        writer.write(start + b"Transfer-Encoding: chunked\r\n\r\n" + small_chunks + last)
+        answers = await asyncio.wait_for(reader.read(), 20)
+    assert (answers.count(b"HTTP/1.1 400 "), answers.count(b"HTTP/1.1 200 ")) == (4, 1)
 
 
 async def test_a_connection_in_use_outlives_the_heads_time() -> None:
