@@ -40,7 +40,7 @@ def retention(dry_run: bool) -> None:
 
 @click.group(cls=InOrder)
 def consent() -> None:
-    """What customers allow to be kept."""
+    """What customers allow to be kept. CUSTOMER is an id, an e-mail address, or the name of a fleet."""
 
 
 @consent.command("get")

@@ -76,7 +76,7 @@ def run_task(target: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return load(target)(settings, *args, **kwargs)
     except Unavailable as error:
-        hint = "" if "`" in str(error) else _AWAY
+        hint = _AWAY if "answer" in str(error) else ""
         raise click.ClickException(f"{error}{hint}") from error
     except VlastreamError as error:
         raise click.ClickException(str(error)) from error
