@@ -12,11 +12,15 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketState
 
 from ingest_api.http_protocol import MOST_HEAD_BYTES, protocol_with
+from ingest_api.websocket import AbortingProtocol, Gone, Socket
 from runtime.settings import Settings
 from tests.unit.api_case import KEY, Api, sandbox
 from tests.unit.test_api_inference import assert_problem
+from tests.unit.websocket_case import until
 
 
 async def test_every_answer_tells_browsers_to_be_strict() -> None:
@@ -93,10 +97,12 @@ async def test_a_body_that_does_not_come_is_given_up() -> None:
 
 
 @contextlib.asynccontextmanager
-async def served(head_timeout_s: float) -> AsyncIterator[int]:
-    api = Api()
+async def served(head_timeout_s: float, api: Api | None = None) -> AsyncIterator[int]:
+    api = api or Api()
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(api.app, http=protocol_with(head_timeout_s), log_config=None, lifespan="off")
+    config = uvicorn.Config(
+        api.app, http=protocol_with(head_timeout_s), ws=AbortingProtocol, log_config=None, lifespan="off"
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -171,6 +177,48 @@ async def test_bodies_and_pipelined_requests_are_no_heads() -> None:
         writer.write(start + b"Transfer-Encoding: chunked\r\n\r\n" + small_chunks + last)
         answers = await asyncio.wait_for(reader.read(), 20)
     assert (answers.count(b"HTTP/1.1 400 "), answers.count(b"HTTP/1.1 200 ")) == (4, 1)
+
+
+async def test_a_client_that_leaves_before_its_body_is_there_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = Api()
+    async with served(60, api) as port:
+        async with connected(port) as (_, writer):
+            writer.write(f"POST /v1/inference HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\n".encode())
+            writer.write(b"Content-Length: 100\r\n\r\n{")
+            await until(lambda: api.count("vla_requests_in_flight") == 1)
+        await until(lambda: api.count("vla_requests_in_flight") == 0)
+        await until(lambda: 'status="499"} 1.0' in api.metrics.exposition().decode())
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_refused_upgrade_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Api-Key wrong\r\n\r\n"
+    async with served(60) as port, connected(port) as (reader, writer):
+        writer.write(b"GET /v1/openpi HTTP/1.1\r\nHost: a\r\n" + upgrade + key)
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 401 ")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_peer_that_has_left_is_gone_and_no_fault() -> None:
+    async def lost(message: object) -> None:
+        raise ConnectionResetError
+
+    async def nothing() -> Message:
+        return {"type": "websocket.connect"}
+
+    def left() -> Socket:
+        websocket = WebSocket({"type": "websocket", "path": "/"}, nothing, lost)
+        websocket.application_state = websocket.client_state = WebSocketState.CONNECTED
+        return Socket(websocket)
+
+    with pytest.raises(Gone):
+        await left().send("text")
+    with pytest.raises(Gone):
+        await left().send(b"bytes")
+    await left().close(1000)
 
 
 async def test_a_connection_in_use_outlives_the_heads_time() -> None:
