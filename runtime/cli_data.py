@@ -140,6 +140,13 @@ def db_roles() -> None:
     run_task("sinks.grants:make_roles", click.echo)
 
 
+@db.command("psql", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PSQL ARGUMENTS]...")
+def db_psql(arguments: tuple[str, ...]) -> None:
+    """Postgres' client at DATABASE_URL, for a server with TLS too where the client was built without it."""
+    sys.exit(run_task("sinks.psql:psql", arguments))
+
+
 @db.command("access")
 def db_access() -> None:
     """Print who may do what, as docs/security.md has it."""
