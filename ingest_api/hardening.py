@@ -92,6 +92,23 @@ class KnownHosts:
         return "this API does not go by the name in the Host header: see ALLOWED_HOSTS"
 
 
+class HeadAsGet:
+    """Answers HEAD wherever GET is served, as RFC 9110, 9.3.2 has it: load balancers and monitors ask that way."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, bodiless)
+
+
 class PlainBodies:
     """Refuses compressed bodies, which may have any size once unpacked: 415, RFC 9110 section 15.5.16."""
 

@@ -69,6 +69,22 @@ async def test_a_page_may_call_only_from_a_listed_origin() -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
+async def test_whatever_is_served_to_get_answers_head_without_a_body() -> None:
+    async with served(60) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        for path, status in (
+            ("/", 200),
+            ("/livez", 200),
+            ("/v1/models", 200),
+            ("/nothing", 404),
+            ("/v1/inference", 405),
+        ):
+            answer = await client.head(path)
+            assert (answer.status_code, answer.content) == (status, b""), path
+            assert int(answer.headers["content-length"]) > 0, "that of the answer to GET"
+    async with Api().client(None) as client:
+        assert (await client.head("/v1/keys")).status_code == 401
+
+
 async def test_by_default_no_page_may_call() -> None:
     async with Api().client() as client:
         answer = await client.get("/v1/models", headers={"origin": "https://ui.example.org"})
