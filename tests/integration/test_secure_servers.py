@@ -14,6 +14,7 @@ import redis
 from runtime.database import connect
 from runtime.errors import Fatal, Unavailable
 from runtime.settings import Settings
+from runtime.stack.commands import up
 from runtime.stack.layout import Layout
 from runtime.stack.postgres import Postgres
 from runtime.stack.s3 import S3
@@ -141,6 +142,16 @@ def test_keys_and_passwords_are_for_their_owner_alone(own_layout: Layout) -> Non
     made = files.ca.read_bytes()
     StackSecurity(own_layout).prepare()
     assert files.ca.read_bytes() == made, "a second start keeps the authority that clients know"
+
+
+def test_a_plain_stack_that_runs_does_not_pass_for_a_secure_one(
+    own_layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.stack.commands.is_running", lambda folder: True)
+    said: list[str] = []
+    remember_mode(own_layout, secure=False)
+    assert up(secure=True, folder=own_layout.folder, say=said.append) == 1
+    assert "without TLS" in said[0]
 
 
 def test_a_stack_that_was_started_plain_does_not_become_secure(own_layout: Layout, tmp_path: Path) -> None:
