@@ -45,7 +45,7 @@ from ingest_api.episodes import EpisodeBody
 from ingest_api.exchange import Exchange
 from ingest_api.feedback import FeedbackBody, FeedbackFields
 from ingest_api.gateway import Gateway
-from ingest_api.hardening import KnownHosts, PlainBodies, PromptBodies, SecurityHeaders
+from ingest_api.hardening import HeadAsGet, KnownHosts, PlainBodies, PromptBodies, SecurityHeaders
 from ingest_api.health import Health
 from ingest_api.history import History
 from ingest_api.inference import InferenceRoute
@@ -173,6 +173,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
         )
     app.add_middleware(SecurityHeaders, https_only=settings.environment == "production")
     app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(HeadAsGet)
 
 
 def _work(settings: Settings, services: Services) -> APIRouter:

@@ -22,6 +22,8 @@ _HEADERS = {
 _DOCS = re.compile(r"/docs(/|$)")
 #: Asked by whoever runs the process, under its address.
 _PROBES = frozenset({"/livez", "/readyz"})
+#: Headers that decide who is meant and who asks.
+_ONCE = ("host", "authorization")
 _ONE_YEAR_S = 365 * 24 * 3600
 #: RFC 6455, 7.4.1: policy violation.
 _POLICY_VIOLATION = 1008
@@ -55,7 +57,10 @@ class SecurityHeaders:
 
 
 class KnownHosts:
-    """Refuses what was not meant for this API: a name that a page on somebody else's site resolved to it."""
+    """Refuses what was not meant for this API: a name that a page on somebody else's site resolved to it.
+
+    And what has two names or two keys, of which a proxy before us may have gone by the other one (RFC 9112, 3.2).
+    """
 
     def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...]) -> None:
         self._app = app
@@ -69,14 +74,39 @@ class KnownHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = scope["type"] in ("http", "websocket") and scope["path"] not in _PROBES
-        if not asked or self._any or self._known(Headers(scope=scope).get("host", "")):
+        detail = self._fault(Headers(scope=scope)) if asked else ""
+        if not detail:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
         else:
-            detail = "this API does not go by the name in the Host header: see ALLOWED_HOSTS"
             await Problem(Code.MALFORMED, detail).response()(scope, receive, send)
+
+    def _fault(self, headers: Headers) -> str:
+        for name in _ONCE:
+            if len(headers.getlist(name)) > 1:
+                return f"the header {name} came more than once: send it once"
+        if self._any or self._known(headers.get("host", "")):
+            return ""
+        return "this API does not go by the name in the Host header: see ALLOWED_HOSTS"
+
+
+class HeadAsGet:
+    """Answers HEAD wherever GET is served, as RFC 9110, 9.3.2 has it: load balancers and monitors ask that way."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, bodiless)
 
 
 class PlainBodies:

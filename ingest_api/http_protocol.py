@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with a clock on the head of each request: who connects and says nothing is shown out."""
+"""uvicorn's HTTP/1.1 with a clock and a limit on the head of each request: who says nothing, or no end, must leave."""
 
 from __future__ import annotations
 
@@ -7,14 +7,28 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+#: Of a request besides its body: line, headers, marks of chunks, trailers. As much again as it has body is allowed, for
+#: small chunks. What came together with a request's first byte is not counted.
+MOST_HEAD_BYTES = 64 * 1024
+_TOO_LARGE_TEXT = b"the head of a request may have 64 KiB"
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(_TOO_LARGE_TEXT), _TOO_LARGE_TEXT)
+)
+
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn times what is idle between two requests, and neither a first request nor one that comes byte by byte."""
+    """uvicorn times what is idle between two requests, and neither a first request nor one that comes byte by byte.
+
+    Nor does it limit heads: the parser joins a header's pieces one by one, so that one of some megabytes holds up
+    everybody else.
+    """
 
     #: Seconds for a request's head. A class of its own for each server: uvicorn makes the instances.
     head_timeout_s = 20.0
 
     _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn, which knows its transport
         super().connection_made(transport)
@@ -24,9 +38,22 @@ class PatientProtocol(HttpToolsProtocol):
         self._stop()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head_bytes = 0
         self._start()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._head_bytes -= 2 * len(body)
 
     def on_headers_complete(self) -> None:
         self._stop()

@@ -65,7 +65,7 @@ class KeyAdmin:
 
     def create(self, actor: Actor, customer_id: str, terms: KeyTerms) -> tuple[str, Row[Any]]:
         """The key, which is kept nowhere, and its row."""
-        _check(actor, terms)
+        check_terms(actor, terms)
         with self._database.begin() as connection:
             count = select(func.count()).select_from(api_keys)
             count = count.where(api_keys.c.customer_id == customer_id, api_keys.c.is_active)
@@ -92,7 +92,7 @@ class KeyAdmin:
         with self._database.begin() as connection:
             old = _held(connection, customer_id, which)
             terms = {name: getattr(old, name) for name in ("name", "scopes", "rate_limit", "expires_at")}
-            _check(actor, KeyTerms(**{**terms, "scopes": tuple(terms["scopes"]), **changes}), old)
+            check_terms(actor, KeyTerms(**{**terms, "scopes": tuple(terms["scopes"]), **changes}), old)
             if "scopes" in changes:
                 changes = {**changes, "scopes": list(changes["scopes"])}
             statement = update(api_keys).where(api_keys.c.id == old.id).values(**changes).returning(api_keys)
@@ -109,7 +109,7 @@ class KeyAdmin:
         with self._database.begin() as connection:
             old = _held(connection, customer_id, which)
             terms = KeyTerms(name=old.name, scopes=tuple(old.scopes), rate_limit=old.rate_limit)
-            _check(actor, terms, old)
+            check_terms(actor, terms, old)
             key, row = _insert(connection, old.customer_id, terms)
             end = datetime.now(UTC) + timedelta(seconds=grace_s)
             ended: dict[str, Any] = {"is_active": False}
@@ -135,7 +135,7 @@ class KeyAdmin:
         self._forget([row.key_hash, reference_of_id(str(row.id))])
 
 
-def _check(actor: Actor, terms: KeyTerms, held: Row[Any] | None = None) -> None:
+def check_terms(actor: Actor, terms: KeyTerms, held: Row[Any] | None = None) -> None:
     """Raises Reject. Nobody makes a key that may more than their own, nor changes one."""
     known = set(Scope)
     if unknown := sorted(set(terms.scopes) - known):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest_api.problems import Problem, new_request_id
@@ -13,6 +14,8 @@ from schemas.codes import Code
 
 log = logging.getLogger(__name__)
 
+#: As nginx counts a client that left before its request was there whole.
+_CLIENT_LEFT = 499
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -38,6 +41,9 @@ class Measured:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            # Nobody is there to be answered, and nothing of ours has failed.
+            status = status or _CLIENT_LEFT
         except Exception:
             request_id = new_request_id()
             log.exception("request failed", extra={"action": "internal_error", "request_id": request_id})

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ingest_api import openapi
-from ingest_api.keys import KeyRing
+from ingest_api.keys import KeyRing, origin_of
 from ingest_api.problems import Problem, fault
 from ingest_api.publishing import ACK_TIMEOUT_S
 from ingest_api.reading import answer
@@ -95,7 +95,9 @@ class RobotRoutes:
     async def _who_asks(self, request: Request) -> str:
         """The customer of the key, if there is one: what the installation serves is no secret."""
         authorization = request.headers.get("authorization")
-        return (await self._keys.authenticate(authorization, None)).customer_id if authorization else ""
+        if not authorization:
+            return ""
+        return (await self._keys.authenticate(authorization, None, origin=origin_of(request))).customer_id
 
     async def _publish(self, customer_id: str, robot_type: str, record: OwnEmbodiment | None) -> None:
         sending = publish_embodiment(self._publisher, customer_id, robot_type, record)

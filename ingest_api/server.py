@@ -141,7 +141,11 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
         return [*reasons, *([] if all(view.ready for view in views) else ["views"]), *gateway.waiting_for]
 
     metrics.watch_pool(settings.database_pool_size, database.pool_in_use)
-    kafka_offsets = KafkaOffsets(build_admin(settings, f"{client_id}-lag"))
+    kafka_offsets = KafkaOffsets(
+        build_admin(settings, f"{client_id}-lag"),
+        lambda group: build_consumer(settings, f"{client_id}-lag", group=group),
+    )
+    lifecycle.on_close("lag", lambda deadline: kafka_offsets.close())
     group_lag = GroupLag(offsets=kafka_offsets, groups=watched_groups(cards, settings.fleets), metrics=metrics)
     look = Periodic("group lag", INTERVAL_S, group_lag.look, lifecycle.fail)
 

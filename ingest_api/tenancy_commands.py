@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 
 from ingest_api.customer_admin import CustomerAdmin, customer_id_of, described
-from ingest_api.key_admin import Actor, KeyAdmin, KeyTerms
+from ingest_api.key_admin import Actor, KeyAdmin, KeyTerms, check_terms
 from ingest_api.key_stores import ValkeyKeys
 from runtime.control_commands import login_name
 from runtime.database import Database, connect
@@ -38,16 +38,19 @@ def create_key(settings: Settings, email: str, tier: str | None = None, **terms:
     terms: of KeyTerms. Returns the key, which is kept nowhere. Raises Fatal for a bad address, Unavailable while
     Postgres is away.
     """
+    wanted = KeyTerms(**terms)
+    check_terms(_actor(), wanted)
     with _database(settings) as database:
         customer = CustomerAdmin(database).ensure(_actor(), email, tier)
-        key, _ = _keys(settings, database).create(_actor(), customer.id, KeyTerms(**terms))
+        key, _ = _keys(settings, database).create(_actor(), customer.id, wanted)
     return key
 
 
 def list_keys(settings: Settings, customer: str | None = None) -> list[str]:
-    """A heading and one line a key, newest first. Raises Unavailable while Postgres is away."""
+    """A heading and one line a key, newest first. Raises Reject without that customer, Unavailable without Postgres."""
     with _database(settings) as database:
-        rows = KeyAdmin(database).all(_customer(customer) if customer is not None else None)
+        whose = CustomerAdmin(database).one(_customer(customer)).id if customer is not None else None
+        rows = KeyAdmin(database).all(whose)
     lines = [
         f"{'PREFIX':<13} {'STATE':<8} {'TIER':<11} {'CREATED':<17} {'LAST USED':<17} {'EXPIRES':<17} EMAIL  SCOPES"
     ]

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from fastapi import WebSocket
-from starlette.websockets import WebSocketState
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ingest_api.problems import Problem, new_request_id
@@ -19,11 +20,22 @@ SEND_TIMEOUT_S = 10.0
 NORMAL, INTERNAL, RESTART, TRY_LATER = 1000, 1011, 1012, 1013
 UNAUTHENTICATED, FORBIDDEN, IDLE = 4401, 4403, 4408
 
+#: What sending to a peer that has left raises: TimeoutError is an OSError; RuntimeError: another task closed it.
+_LOST = (OSError, RuntimeError, WebSocketDisconnect)
+
 Handler = Callable[[WebSocket], Awaitable[None]]
 
 
 class AbortingProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's own, but a peer that takes nothing is cut off: closing would wait for it without end."""
+    """uvicorn's own, but a peer that takes nothing is cut off: closing would wait for it without end.
+
+    And an upgrade that was answered with a refusal is no fault: anybody could fill the log with them.
+    """
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         super().on_task_complete(task)
@@ -56,8 +68,7 @@ class Socket:
                 await asyncio.wait_for(self._websocket.send_text(frame), SEND_TIMEOUT_S)
             else:
                 await asyncio.wait_for(self._websocket.send_bytes(frame), SEND_TIMEOUT_S)
-        # TimeoutError and what uvicorn raises for a lost peer are OSErrors; RuntimeError: closed by another task.
-        except (OSError, RuntimeError) as error:
+        except _LOST as error:
             raise Gone from error
 
     async def close(self, code: int, reason: str = "") -> None:
@@ -67,7 +78,7 @@ class Socket:
         try:
             # The reason of a close frame has at most 123 bytes.
             await asyncio.wait_for(self._websocket.close(code, reason.encode()[:120].decode(errors="ignore")), 1.0)
-        except (OSError, RuntimeError):
+        except _LOST:
             return
 
 

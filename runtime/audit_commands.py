@@ -18,7 +18,7 @@ from runtime.errors import Unavailable
 from runtime.kafka import Record, build_consumer, check_consumed, end_positions, record_of, wait_for_kafka
 from runtime.lifecycle import Deadline
 from runtime.settings import Settings
-from schemas.ids import customer_id_of_email
+from schemas.ids import customer_named
 from schemas.messages import AuditEvent, Consent, Control
 from schemas.topics import AUDIT, CONSENT, CONTROL
 
@@ -31,7 +31,7 @@ _TOPICS = (AUDIT, CONTROL, CONSENT)
 def tail(settings: Settings, *, follow: bool, customer: str | None, since: str, say: Say) -> None:
     """Print one line an event, oldest first. Raises Fatal for a `since` that is no time, Unavailable without Kafka."""
     since_ms = parse_moment(since, time.time())
-    wanted = customer_id_of_email(customer) if customer is not None and "@" in customer else customer
+    wanted = customer_named(customer) if customer is not None else None
     wait_for_kafka(settings, timeout_s=_TIMEOUT_S)
     consumer = build_consumer(settings, _CLIENT_ID, group=None)
     try:

@@ -40,7 +40,7 @@ def retention(dry_run: bool) -> None:
 
 @click.group(cls=InOrder)
 def consent() -> None:
-    """What customers allow to be kept."""
+    """What customers allow to be kept. CUSTOMER is an id, an e-mail address, or the name of a fleet."""
 
 
 @consent.command("get")
@@ -144,6 +144,13 @@ def db_roles() -> None:
     Its password is that of API_DATABASE_URL, SINK_POSTGRES_DATABASE_URL or ETL_DATABASE_URL.
     """
     run_task("sinks.grants:make_roles", click.echo)
+
+
+@db.command("psql", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PSQL ARGUMENTS]...")
+def db_psql(arguments: tuple[str, ...]) -> None:
+    """Postgres' client at DATABASE_URL, for a server with TLS too where the client was built without it."""
+    sys.exit(run_task("sinks.psql:psql", arguments))
 
 
 @db.command("access")

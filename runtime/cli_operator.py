@@ -16,7 +16,10 @@ from runtime.cli_tasks import InOrder, run_task
 @click.option("--reason", required=True, help="kept with the stop, and told to the robots that it stops")
 @click.option("--by", help="who decides  [default: your login name]")
 def stop(kind: str, name: str, reason: str, by: str | None) -> None:
-    """Stop `robot CUSTOMER/ROBOT`, `model NAME`, `fleet CUSTOMER` or `all`: no action reaches them any more."""
+    """Stop `robot CUSTOMER/ROBOT`, `model NAME`, `fleet CUSTOMER` or `all`: no action reaches them any more.
+
+    CUSTOMER is an id, an e-mail address, or the name of a fleet.
+    """
     _set_stop(kind, name, reason, by, stopped=True)
 
 

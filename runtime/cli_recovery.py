@@ -9,6 +9,9 @@ import click
 
 from runtime.cli_tasks import InOrder, run_task
 
+#: A backup that is there: what is typed wrongly is told before anybody is asked to agree to anything.
+_BACKUP = click.Path(exists=True, file_okay=False, path_type=Path)
+
 
 @click.group(cls=InOrder)
 def backup() -> None:
@@ -28,7 +31,7 @@ def backup_create(folder: Path, hash_models: bool, keep: int | None) -> None:
 
 
 @backup.command("verify")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=_BACKUP)
 @click.option("--files-only", is_flag=True, help="do not restore it for trial")
 def backup_verify(folder: Path, files_only: bool) -> None:
     """Check the files' hashes, and restore the database for trial beside the one in use."""
@@ -36,7 +39,7 @@ def backup_verify(folder: Path, files_only: bool) -> None:
 
 
 @backup.command("restore")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=_BACKUP)
 @click.option("--no-replay", is_flag=True, help="do not read from the log what came after the backup")
 @click.option("--models-only", is_flag=True, help="only the weights of the models, where the cards want them")
 @click.option("--overwrite-models", is_flag=True, help="also over files that are there and differ")
@@ -61,7 +64,7 @@ def backup_restore(folder: Path, no_replay: bool, models_only: bool, overwrite_m
 
 
 @click.command()
-@click.option("--keys-from", type=click.Path(path_type=Path), help="backup whose customers and keys are taken")
+@click.option("--keys-from", type=_BACKUP, help="backup whose customers and keys are taken")
 @click.option("--yes", is_flag=True, help="do not ask")
 def rebuild(keys_from: Path | None, yes: bool) -> None:
     """Make the database anew from the log and the lake, and put it into use. May run under a running system."""

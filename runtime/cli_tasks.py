@@ -10,7 +10,10 @@ from typing import Any, cast
 
 import click
 
-from runtime.errors import EXIT_CONFIG, EXIT_FATAL, VlastreamError
+from runtime.errors import EXIT_CONFIG, EXIT_FATAL, Unavailable, VlastreamError
+
+#: What to do where a server is away and the error does not say it.
+_AWAY = "\n`vlastream config show` has the address that was tried; an embedded stack is used from its folder alone"
 
 #: The extra that a package's dependencies come with.
 _EXTRAS = {
@@ -72,6 +75,9 @@ def run_task(target: str, *args: Any, **kwargs: Any) -> Any:
     settings = _settings("cli")
     try:
         return load(target)(settings, *args, **kwargs)
+    except Unavailable as error:
+        hint = _AWAY if "answer" in str(error) else ""
+        raise click.ClickException(f"{error}{hint}") from error
     except VlastreamError as error:
         raise click.ClickException(str(error)) from error
 

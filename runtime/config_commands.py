@@ -54,8 +54,20 @@ def check(say: Say) -> int:
         for line in str(error).splitlines()[1:]:
             say(f"problem: {line.strip()}")
         return 1
+    for warning in missing_files(settings):
+        say(f"warning: {warning}")
     say(f"the settings can be used ({settings.environment})")
     return 0
+
+
+def missing_files(settings: Settings) -> Iterator[str]:
+    """What is named and not there. No problem in itself: settings may be checked elsewhere than they are used."""
+    for name in ("kafka_ssl_ca_location", "s3_ca_bundle"):
+        path = getattr(settings, name)
+        if path and not Path(path).is_file():
+            yield f"{name.upper()}: there is no file {path} on this machine"
+    if not settings.cards_dir.is_dir():
+        yield f"CARDS_DIR: there is no folder {settings.cards_dir} on this machine"
 
 
 def show(settings: Settings, say: Say) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from sqlalchemy import select
 
 from runtime.consent import ConsentList, Level, Tier, next_consent, publish_consent
-from runtime.control_commands import login_name
+from runtime.control_commands import known_customer, login_name
 from runtime.data_tables import erasures
 from runtime.database import connect
 from runtime.errors import Unavailable
@@ -32,6 +32,7 @@ _POLL_S = 0.5
 
 def show_consent(settings: Settings, customer: str, *, say: Say) -> None:
     """What holds for a customer now. Raises Unavailable while Kafka is away."""
+    customer = known_customer(settings, customer, say)
     consents, _ = _read(settings)
     now_ms = _now_ms()
     consent = consents.of(customer)
@@ -50,6 +51,7 @@ def set_consent(
     say: Say,
 ) -> None:
     """Record what a customer allows from now on. Raises Reject, or Unavailable while Kafka is away."""
+    customer = known_customer(settings, customer, say)
     consents, _ = _read(settings)
     expires_at_ms = round(expires.replace(tzinfo=UTC).timestamp() * 1000) if expires is not None else 0
     consent = next_consent(
@@ -68,6 +70,7 @@ def set_consent(
 
 def show_history(settings: Settings, customer: str, *, say: Say) -> None:
     """Every change that the log still has; the table consent_audit has all of them."""
+    customer = known_customer(settings, customer, say)
     _, records = _read(settings)
     lines = [_line(consent, at_ms) for at_ms, consent in records if consent.customer_id == customer]
     for line in lines or [f"{customer} has never said anything"]:
@@ -76,6 +79,7 @@ def show_history(settings: Settings, customer: str, *, say: Say) -> None:
 
 def erase(settings: Settings, customer: str, *, by: str | None, wait_s: float, say: Say) -> int:
     """Erase what is kept of a customer up to now; 0 once it is done, 1 if that took longer than `wait_s`."""
+    customer = known_customer(settings, customer, say)
     consents, _ = _read(settings)
     who = by if by is not None else login_name()
     consent = next_consent(consents.of(customer), customer, erase=True, who=who, origin="cli", now_ms=_now_ms())

@@ -28,6 +28,7 @@ from runtime.publisher import Publisher
 from runtime.settings import Settings
 from runtime.view import CompactedView
 from schemas.card_files import load_cards
+from schemas.ids import customer_named
 from schemas.messages import Control
 from schemas.topics import CONTROL
 
@@ -107,12 +108,21 @@ def _target(settings: Settings, kind: str, name: str, *, must_exist: bool, warn:
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(models)}"
             raise Fatal(f"no model is named {name!r}: {hint}")
         return model_target(name)
-    customer, _, robot = name.partition("/")
+    whose, slash, robot = name.partition("/")
     if kind == "robot" and not robot:
         raise Fatal("name the robot with its customer: `robot CUSTOMER/ROBOT`")
+    customer = known_customer(settings, whose, warn)
+    return robot_target(customer, robot) if kind == "robot" else fleet_target(customer + slash + robot)
+
+
+def known_customer(settings: Settings, named: str, warn: Callable[[str], None]) -> str:
+    """A customer's id from what was typed: id, e-mail address, or the name of a fleet. `warn` hears of the rest."""
+    customer = customer_named(named)
+    if customer != named:
+        warn(f"{named} is customer {customer}")
     if customer not in settings.fleets and not _is_uuid(customer):
-        warn(f"note: {customer} is neither a fleet of FLEETS nor a customer id: does a robot of that customer exist?")
-    return robot_target(customer, robot) if kind == "robot" else fleet_target(name)
+        warn(f"note: {customer} is neither a fleet of FLEETS nor a customer id: see `vlastream customers list`")
+    return customer
 
 
 def _is_uuid(text: str) -> bool:

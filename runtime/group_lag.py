@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # re-exported without __all__
     AdminClient,
     ListOffsetsResultInfo,
     OffsetSpec,
+    TopicMetadata,
 )
 from prometheus_client import Gauge
 
@@ -220,29 +221,54 @@ class KafkaOffsets:
     def __init__(
         self,
         admin: AdminClient,
+        build_consumer: Callable[[str], Consumer],
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """build_consumer: of a group, which it never joins, as it subscribes to nothing."""
         self._admin = admin
+        self._build_consumer = build_consumer
         self._now = now
         self._clock = clock
+        #: One for each group, which a consumer may ask about alone. Not the Admin API: librdkafka up to 2.16 ends the
+        #: whole process where a broker goes while that asks a coordinator (confluentinc/librdkafka#4605).
+        self._consumers: dict[str, Consumer] = {}
+
+    def close(self) -> None:
+        """Nothing may be asked any more."""
+        while self._consumers:
+            self._consumers.popitem()[1].close()
 
     def places(self, topics: Iterable[str]) -> list[Place]:
-        try:
-            known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
-        except (KafkaException, TimeoutError) as error:
-            raise _away(error) from error
+        known = self._known()
         return [(topic, number) for topic in topics if topic in known for number in known[topic].partitions]
 
     def committed(self, group: str) -> Mapping[Place, int]:
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group)], request_timeout=_TIMEOUT_S
-        )
+        # Of all that this user may see, so that fleets of which nobody told are among them.
+        visible = {name: topic for name, topic in self._known().items() if not name.startswith("__")}
+        asked = [TopicPartition(name, number) for name, topic in visible.items() for number in topic.partitions]
+        if group not in self._consumers:
+            self._consumers[group] = self._build_consumer(group)
+        consumer = self._consumers[group]
         try:
-            found = asked[group].result(timeout=_TIMEOUT_S * 2).topic_partitions or []
+            # Without a subscription no record comes: what is served are its statistics.
+            consumer.poll(0)
+            found = consumer.committed(asked, timeout=_TIMEOUT_S)
+            if failed := next((place.error for place in found if place.error is not None), None):
+                raise KafkaException(failed)
+        except KafkaException as error:
+            raise _away(error) from error
+        except Unavailable:
+            # It has lost its brokers for good: the next question takes a new one.
+            self._consumers.pop(group).close()
+            raise
+        return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
+
+    def _known(self) -> Mapping[str, TopicMetadata]:
+        try:
+            return self._admin.list_topics(timeout=_TIMEOUT_S).topics
         except (KafkaException, TimeoutError) as error:
             raise _away(error) from error
-        return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
 
     def bounds(self, places: Sequence[Place]) -> Mapping[Place, tuple[int, int]]:
         earliest: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call] # the stub

@@ -23,6 +23,7 @@ from schemas.cards import valid_name
 
 DEFAULT_STACK_FILE = Path(".vlastream/stack.json")
 _REPOSITORY = Path(__file__).resolve().parent.parent
+_UNREADABLE = ".env: it cannot be read, it has to be text in UTF-8: {}"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -293,6 +294,8 @@ def load_settings() -> Settings:
         return _SettingsBesideStack()
     except ValidationError as error:
         raise Fatal("the settings cannot be used:\n  " + "\n  ".join(_lines(error))) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fatal(f"the settings cannot be used:\n  {_UNREADABLE.format(error)}") from error
 
 
 def _lines(error: ValidationError) -> list[str]:
@@ -337,5 +340,8 @@ def repository() -> Path:
 
 
 def given_names(env_file: Path = Path(".env")) -> tuple[set[str], set[str]]:
-    """Names of the variables in this process's environment, and of those in `.env`."""
-    return set(os.environ), set(dotenv_values(env_file)) if env_file.is_file() else set()
+    """Names of the variables in this process's environment, and of those in `.env`; none of one that is unreadable."""
+    try:
+        return set(os.environ), set(dotenv_values(env_file)) if env_file.is_file() else set()
+    except (OSError, UnicodeDecodeError):
+        return set(os.environ), set()

@@ -70,6 +70,11 @@ def partition_of(key: bytes, partitions: int) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
+def customer_named(text: str) -> str:
+    """The id of a customer as people name them: by their e-mail address, by their id, or by the name of a fleet."""
+    return customer_id_of_email(text) if "@" in text else text
+
+
 def customer_id_of_email(address: str) -> str:
     """One address is one customer, however it is capitalised."""
     return str(uuid.uuid5(NAMESPACE, f"customer\x1f{address.strip().lower()}"))

@@ -15,7 +15,7 @@ from benchmarks.scaling.autoscaler import Autoscaler
 from benchmarks.scaling.scaled_object import ScaledObject
 from runtime.errors import Unavailable
 from runtime.group_lag import KafkaOffsets, behind
-from runtime.kafka import build_admin
+from runtime.kafka import build_admin, build_consumer
 from runtime.settings import Settings
 from runtime.stack.roles import answers_ready
 from runtime.stack.scaling import processes_of, want
@@ -40,7 +40,9 @@ class Lags:
     """How far a group is behind in each partition of a topic. Of one thread."""
 
     def __init__(self, settings: Settings, group: str, topic: str) -> None:
-        self._offsets = KafkaOffsets(build_admin(settings, "autoscaler"))
+        self._offsets = KafkaOffsets(
+            build_admin(settings, "autoscaler"), lambda name: build_consumer(settings, "autoscaler", group=name)
+        )
         self._group, self._topic = group, topic
 
     def look(self) -> list[int]:

@@ -149,10 +149,17 @@ def check_same_origin(request: Request) -> None:
     fetch_site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     told = fetch_site is not None or origin is not None
     from_here = fetch_site in (None, "same-origin") and (
-        origin is None or urlsplit(origin).netloc == request.headers.get("host")
+        origin is None or _host_of(origin) == request.headers.get("host")
     )
     if not (told and from_here):
         raise Problem(Code.FORBIDDEN, "this form did not come from a page of this console: open the page, try again")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def check_form(request: Request, viewer: Viewer, form: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from fastapi import WebSocket
 from ingest_api import websocket as ws
 from ingest_api.credentials import as_bearer
 from ingest_api.exchange import Actions, Exchange
-from ingest_api.keys import KeyRing
+from ingest_api.keys import KeyRing, origin_of
 from ingest_api.peers.robot import Authenticate, PeerOptions, PeerRobot, card_of
 from ingest_api.problems import Problem, problem_of
 from ingest_api.query import parse_query
@@ -102,7 +102,7 @@ class Door:
         """The line, once the key, the model and the URL's options are good; else None: the upgrade was refused."""
         services = self.services
         authorization = as_bearer(websocket.headers.get("authorization"))
-        authenticate = partial(services.keys.authenticate, authorization)
+        authenticate = partial(services.keys.authenticate, authorization, origin=origin_of(websocket))
         try:
             key = await authenticate()
             card = card_of(services.cards, websocket.path_params.get("model", ""))

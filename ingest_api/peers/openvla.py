@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from numpy.typing import NDArray
 
 from ingest_api.credentials import as_bearer
+from ingest_api.keys import origin_of
 from ingest_api.peers.arrays import from_json, to_json, unreadable
 from ingest_api.peers.door import PeerServices
 from ingest_api.peers.robot import PeerOptions, PeerRobot, card_of, matrix_of
@@ -37,7 +38,8 @@ class ActRoute:
     async def post(self, request: Request) -> Response:
         """One action for one observation: the first of the chunk."""
         services = self._services
-        authenticate = partial(services.keys.authenticate, as_bearer(request.headers.get("authorization")))
+        authorization = as_bearer(request.headers.get("authorization"))
+        authenticate = partial(services.keys.authenticate, authorization, origin=origin_of(request))
         key = await authenticate()
         query = parse_query(request, ActQuery)
         card = card_of(services.cards, query.model or "")

@@ -10,7 +10,7 @@ from ingest_api import openapi
 from ingest_api import websocket as ws
 from ingest_api.credentials import as_bearer
 from ingest_api.exchange import Exchange
-from ingest_api.keys import KeyRing
+from ingest_api.keys import KeyRing, origin_of
 from ingest_api.problems import Problem, fault, problem_of
 from ingest_api.reading import answer
 from ingest_api.sessions import Session, Sessions
@@ -47,11 +47,12 @@ class StreamRoute:
 
     async def connect(self, websocket: WebSocket) -> None:
         """One connection, from the upgrade to its end."""
+        origin = origin_of(websocket)
         authorization = as_bearer(websocket.headers.get("authorization"))
         subprotocol = frames.PROTOCOL if frames.PROTOCOL in websocket.scope.get("subprotocols", []) else None
         try:
             if authorization is not None:
-                key = await self._keys.authenticate(authorization)
+                key = await self._keys.authenticate(authorization, origin=origin)
                 with self._sessions.open(PROTOCOL, key.customer_id) as session:
                     await websocket.accept(subprotocol)
                     await self._talk(websocket, session, authorization)
@@ -66,7 +67,7 @@ class StreamRoute:
             return
         socket = Socket(websocket)
         try:
-            key = await self._keys.authenticate(said)
+            key = await self._keys.authenticate(said, origin=origin)
             with self._sessions.open(PROTOCOL, key.customer_id) as session:
                 await self._talk(websocket, session, said)
         except VlastreamError as error:
@@ -98,14 +99,14 @@ class StreamRoute:
             session=session,
             requests=self._requests,
             exchange=self._exchange,
-            authenticate=partial(self._keys.authenticate, authorization),
+            authenticate=partial(self._keys.authenticate, authorization, origin=origin_of(websocket)),
             settings=self._settings,
         )
         await conversation.run()
 
     async def listed(self, request: Request) -> Response:
         """The caller's own open sessions in this process."""
-        key = await self._keys.authenticate(request.headers.get("authorization"))
+        key = await self._keys.of(request)
         return answer({"sessions": [session.document() for session in self._sessions.of(key.customer_id)]})
 
 

@@ -20,6 +20,7 @@ from runtime.kafka import build_producer
 from runtime.metrics import Metrics
 from runtime.publisher import Publisher
 from runtime.settings import Settings
+from schemas.headers import Source
 from schemas.topics import OUTCOMES
 
 Say = Callable[[str], None]
@@ -77,21 +78,28 @@ def show_letter(settings: Settings, place: str, *, say: Say) -> None:
 def replay_letters(
     settings: Settings, *, limit: int | None, dry_run: bool, everything: bool, say: Say, **typed: object
 ) -> int:
-    """Send the records of letters again; returns how many could not be.
+    """Send the records of letters again; returns how many could not be, places without a letter among them.
 
     Raises Fatal without a filter, unless it is to be everything; Unavailable where Kafka went away on the way.
     """
     chosen = selection(**typed)  # type: ignore[arg-type] # click has parsed them
     _need_a_filter(chosen, everything)
     with closing(LetterLog(settings)) as log:
-        letters = islice(_matching(log, chosen), limit)
+        missing = set(chosen.places)
+        letters = islice(_ticked_off(_matching(log, chosen), missing), limit)
         if dry_run:
-            return _rehearse(log, letters, say)
-        publisher = Publisher(build_producer(settings, CLIENT_ID), Metrics())
-        try:
-            return asyncio.run(_replay(log, letters, publisher, say))
-        finally:
-            publisher.close(_FLUSH_S)
+            unfit = _rehearse(log, letters, say)
+        else:
+            publisher = Publisher(build_producer(settings, CLIENT_ID), Metrics())
+            try:
+                unfit = asyncio.run(_replay(log, letters, publisher, say))
+            finally:
+                publisher.close(_FLUSH_S)
+    if limit is None:
+        for place in sorted(map(str, missing)):
+            unfit += 1
+            say(f"there is no dead letter at {place}, nor one of that record: see `vlastream dlq list`")
+    return unfit
 
 
 def purge_letters(
@@ -126,6 +134,13 @@ def purge_letters(
 
 def _matching(log: LetterLog, chosen: Selection) -> Iterator[Letter]:
     return (letter for letter in log.read(chosen) if chosen.matches(letter))
+
+
+def _ticked_off(letters: Iterator[Letter], missing: set[Source]) -> Iterator[Letter]:
+    """The letters; each takes the places that mean it out of `missing`."""
+    for letter in letters:
+        missing -= {letter.place, letter.source}
+        yield letter
 
 
 def _need_a_filter(chosen: Selection, everything: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from confluent_kafka import KafkaException
@@ -79,15 +79,14 @@ def add_fleet(
     say(f"password {password}  (shown this once)")
 
 
-def list_fleets(settings: Settings) -> Iterator[str]:
-    """One line a fleet."""
+def list_fleets(settings: Settings) -> list[str]:
+    """One line a fleet. Raises Unavailable."""
     registered = registered_fleets(settings)
-    for name in settings.fleets:
-        if name not in registered:
-            yield f"{name:<24} listed in FLEETS"
+    lines = [f"{name:<24} listed in FLEETS" for name in settings.fleets if name not in registered]
     for name, fleet in sorted(registered.items()):
         when = datetime.fromtimestamp(fleet.added_at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        yield f"{name:<24} added {when} by {fleet.who}"
+        lines.append(f"{name:<24} added {when} by {fleet.who}")
+    return lines
 
 
 def remove_fleet(settings: Settings, name: str, *, delete_topics: bool, wait_s: float, say: Say) -> None:

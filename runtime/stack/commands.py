@@ -20,6 +20,7 @@ from runtime.stack.component import Say
 from runtime.stack.identity import Identity, end_processes
 from runtime.stack.layout import Layout, read_json
 from runtime.stack.roles import answers_ready
+from runtime.stack.security import check_secure
 from runtime.stack.stack import Stack, is_running
 
 FOLDER = Path(".vlastream")
@@ -45,6 +46,8 @@ def up(
     try:
         layout.create()
         if is_running(folder):
+            if secure:
+                check_secure(layout)
             say("the stack runs already")
             _describe(layout, say)
         elif foreground:

@@ -54,7 +54,7 @@ def whole_or_absent(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill, which becomes `folder` only if the block ends well: a crash leaves nothing half made."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished.mkdir(mode=0o700, parents=True)
     yield unfinished
     unfinished.rename(folder)
 
@@ -94,8 +94,10 @@ class Layout:
     def create(self) -> None:
         """Make the folders. Raises Fatal if they cannot be used by this user."""
         try:
-            for folder in (self.folder, self.folder / "data", self.folder / "logs"):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Robots' frames lie there. Postgres, as a user of its own where the stack is root's, has to get through.
+            self.data("").mkdir(mode=0o711, exist_ok=True)
+            (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:

@@ -97,7 +97,7 @@ class RoleProcess(Component):
         }
 
     def prepare(self, say: Say) -> None:
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def command(self) -> Command:
         return Command(self._argv, env=self._env)

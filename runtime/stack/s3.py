@@ -45,7 +45,8 @@ class S3(Component):
 
     def prepare(self, say: Say) -> None:
         self._jar = str(jars(COORDINATES, say, alone=True)[0])
-        (self._data / self.settings.bucket).mkdir(parents=True, exist_ok=True)
+        self._data.mkdir(mode=0o700, exist_ok=True)
+        (self._data / self.settings.bucket).mkdir(exist_ok=True)
         self._properties_file.touch(mode=0o600)
         properties = {
             **self._endpoint(),

@@ -78,6 +78,13 @@ class StackSecurity:
         return {fleet: {"username": user, "password": self.password(user)} for fleet, user in users.items()}
 
 
+def check_secure(layout: Layout) -> None:
+    """Raises Fatal where the stack that runs in this folder is a plain one, for whoever asked for a secure one."""
+    known = read_json(layout.data("mode.json"))
+    if known is None or not known["secure"]:
+        raise Fatal(f"the stack that runs in {layout.folder} is without TLS and users: start a secure one elsewhere")
+
+
 def remember_mode(layout: Layout, *, secure: bool) -> bool:
     """Whether this folder's stack is secure: as it was at its first start, since its data are made for that.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import Any
 
 from runtime.errors import Fatal
@@ -22,6 +23,9 @@ def show_exports(settings: Settings, *, say: Say) -> None:
         say(f"export {name}={shlex.quote(value)}")
     # psql, pg_dump and the like, of the version that the server has.
     say(f'export PATH={shlex.quote(str(programs_folder()))}:"$PATH"')
+    if stack.get("security"):
+        # That psql has no TLS: our command leads it to the server.
+        say(f'psql() {{ {shlex.quote(sys.executable)} -m runtime.cli db psql "$@"; }}')
 
 
 def variables(stack: dict[str, Any]) -> dict[str, str]:

@@ -29,7 +29,7 @@ class Valkey(Component):
         return f"rediss://:{self._password}@{LOOPBACK}:{port}/0?ssl_ca_certs={quote(str(ca))}"
 
     def prepare(self, say: Say) -> None:
-        self._data.mkdir(exist_ok=True)
+        self._data.mkdir(mode=0o700, exist_ok=True)
         self._config_file.touch(mode=0o600)
         settings = {
             "bind": LOOPBACK,

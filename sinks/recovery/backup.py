@@ -60,7 +60,7 @@ class Manifest:
             found = json.loads((folder / MANIFEST).read_text())
             files = {name: StoredFile(**entry) for name, entry in found.pop("files").items()}
             return cls(**found, files=files)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Fatal(f"{folder} is no backup: {error}") from error
 
 
@@ -70,8 +70,22 @@ def create(settings: Settings, folder: Path, *, copy_models: bool, say: Say) -> 
         raise Fatal(f"{folder} exists: name a new folder for each backup")
     postgres_dump.check_installed()
     unfinished = folder.with_name(f"{folder.name}{_UNFINISHED}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / MODELS).mkdir(parents=True)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Addresses of customers and the hashes of their keys are in it.
+        unfinished.mkdir(mode=0o700)
+        manifest = _write(settings, unfinished, copy_models=copy_models, say=say)
+        unfinished.rename(folder)
+    except OSError as error:
+        raise Fatal(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def _write(settings: Settings, unfinished: Path, *, copy_models: bool, say: Say) -> Manifest:
+    (unfinished / MODELS).mkdir()
     with _snapshot(settings) as (snapshot, rows, revision):
         postgres_dump.dump(settings, unfinished / POSTGRES, snapshot)
     say(f"Postgres: {sum(rows.values())} rows of {len(rows)} tables at revision {revision}")
@@ -99,7 +113,6 @@ def create(settings: Settings, folder: Path, *, copy_models: bool, say: Say) -> 
         hashed_only=hashed_only,
     )
     (unfinished / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-    unfinished.rename(folder)
     return manifest
 
 

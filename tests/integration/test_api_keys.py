@@ -15,7 +15,7 @@ from ingest_api.keys import KeyRing, hash_key
 from ingest_api.problems import Problem
 from ingest_api.tenancy_commands import create_key, list_keys, revoke_key
 from runtime.database import connect
-from runtime.errors import Unavailable
+from runtime.errors import Fatal, Reject, Unavailable
 from runtime.metrics import Metrics
 from runtime.settings import Settings
 from runtime.stack.layout import Layout, free_port
@@ -97,6 +97,20 @@ def test_one_address_is_one_customer_with_the_tier_given_last(settings: Settings
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         customers = connection.execute("SELECT id, email, tier FROM customers").fetchall()
     assert customers == [(customer_id_of(EMAIL), EMAIL, "pro")]
+
+
+def test_the_keys_of_a_customer_that_nobody_is_are_no_empty_list(settings: Settings) -> None:
+    create_key(settings, EMAIL, "free")
+    assert len(list_keys(settings, EMAIL)) == 2, "a heading and the key"
+    with pytest.raises(Fatal, match="no customer"):
+        list_keys(settings, "nobody@example.org")
+
+
+def test_a_key_that_cannot_be_makes_no_customer(settings: Settings) -> None:
+    with pytest.raises(Reject):
+        create_key(settings, "nobody@example.org", "free", rate_limit=2**31)
+    with pytest.raises(Fatal, match="no customer"):
+        list_keys(settings, "nobody@example.org")
 
 
 async def test_the_list_shows_prefix_state_and_use_and_no_secret(settings: Settings) -> None:

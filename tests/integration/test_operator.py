@@ -372,6 +372,8 @@ def test_dead_letters_are_listed_shown_replayed_through_the_same_gates_and_purge
         assert (code(outcome), outcome.request.source.partition) == ("actions", partition)
         # The completion of a decided request is dropped, and what died for good dies again.
         assert "1 sent again" in installation.run("dlq", "replay", f"{buried}/0/0")
+        nowhere = installation.run("dlq", "replay", f"{buried}/0/999999", status=1)
+        assert f"there is no dead letter at {buried}/0/999999" in nowhere
         while len(graves.records) < 3:
             graves.read()
         assert graves.records[2].value == graves.records[0].value

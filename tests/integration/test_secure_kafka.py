@@ -172,8 +172,9 @@ def test_the_api_sees_how_far_the_others_are_and_reads_none_of_their_records(
     secure_kafka: SecureKafka, topics: list[str]
 ) -> None:
     settings = secure_kafka.as_user("api")
+    offsets = KafkaOffsets(build_admin(settings), lambda group: build_consumer(settings, "lag", group=group))
     lag = GroupLag(
-        offsets=KafkaOffsets(build_admin(settings)),
+        offsets=offsets,
         groups=watched_groups(load_cards(settings.cards_dir), settings.fleets),
         metrics=Metrics(),
     )
@@ -184,6 +185,7 @@ def test_the_api_sees_how_far_the_others_are_and_reads_none_of_their_records(
     assert workers.records >= 1
     assert workers.oldest_age_s is not None
     assert 0 < workers.oldest_age_s < 3600
+    offsets.close()
 
 
 def test_no_role_may_change_permissions_or_topics(secure_kafka: SecureKafka) -> None:

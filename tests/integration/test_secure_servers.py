@@ -14,6 +14,7 @@ import redis
 from runtime.database import connect
 from runtime.errors import Fatal, Unavailable
 from runtime.settings import Settings
+from runtime.stack.commands import up
 from runtime.stack.layout import Layout
 from runtime.stack.postgres import Postgres
 from runtime.stack.s3 import S3
@@ -21,6 +22,7 @@ from runtime.stack.security import StackSecurity, remember_mode
 from runtime.stack.tls import TlsFront
 from runtime.stack.valkey import Valkey
 from sinks.lake_reader import s3_filesystem
+from sinks.psql import psql
 from sinks.recovery import postgres_dump
 from sinks.storage import open_storage
 from tests.embedded import running
@@ -113,6 +115,24 @@ def test_s3_answers_by_tls_to_who_trusts_its_authority(servers: Servers) -> None
         careful.ping()
 
 
+def test_psql_reaches_postgres_by_tls_whether_or_not_it_speaks_it(
+    servers: Servers, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings.model_validate({"database_url": servers.database_url})
+    assert psql(settings, [servers.database_url, "-Atc", "SELECT 6 * 7"]) == 0
+    assert capfd.readouterr().out == "42\n"
+    assert psql(settings, ["-c", "SELECT 1 / 0"]) != 0
+    strange = servers.database_url.replace(servers.ca, servers.other_ca)
+    assert psql(Settings.model_validate({"database_url": strange}), ["-c", "SELECT 1"]) != 0
+
+
+def test_what_the_servers_keep_is_for_their_owner_alone(servers: Servers) -> None:
+    data = Path(servers.ca).parents[1]
+    open_to_others = {p.name for p in data.iterdir() if p.is_dir() and stat.S_IMODE(p.stat().st_mode) & 0o077}
+    assert open_to_others == set()
+    assert stat.S_IMODE(data.stat().st_mode) & 0o066 == 0
+
+
 def test_keys_and_passwords_are_for_their_owner_alone(own_layout: Layout) -> None:
     security = StackSecurity(own_layout)
     security.prepare()
@@ -122,6 +142,16 @@ def test_keys_and_passwords_are_for_their_owner_alone(own_layout: Layout) -> Non
     made = files.ca.read_bytes()
     StackSecurity(own_layout).prepare()
     assert files.ca.read_bytes() == made, "a second start keeps the authority that clients know"
+
+
+def test_a_plain_stack_that_runs_does_not_pass_for_a_secure_one(
+    own_layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.stack.commands.is_running", lambda folder: True)
+    said: list[str] = []
+    remember_mode(own_layout, secure=False)
+    assert up(secure=True, folder=own_layout.folder, say=said.append) == 1
+    assert "without TLS" in said[0]
 
 
 def test_a_stack_that_was_started_plain_does_not_become_secure(own_layout: Layout, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ async def test_a_dead_target_does_not_stop_the_others() -> None:
 
 
 def test_targets_come_from_the_stack_and_else_from_the_settings(tmp_path: Path) -> None:
-    settings = sandbox(tmp_path, federate_targets=("gate=http://h:1/metrics", "no pair"))
+    settings = sandbox(tmp_path, federate_targets=("gate=http://h:1/metrics",))
     assert targets_of(settings) == [Target("gate", "http://h:1/metrics")]
     settings.stack_file.write_text("{ half")
     assert targets_of(settings) == [Target("gate", "http://h:1/metrics")]

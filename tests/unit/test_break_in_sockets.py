@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gpu_consumers.jobs import decode_image
+from ingest_api.key_watch import BURST
 from runtime.errors import Reject
 from schemas import openpi_wire
 from schemas.messages import Claim, Image, ImageEncoding
@@ -19,7 +20,16 @@ from schemas.scopes import Scope
 from tests.gate_bench import GateBench, request
 from tests.unit.api_case import Api
 from tests.unit.api_stand_ins import CUSTOMER, KEY, DictKeys, key_record
-from tests.unit.break_in_case import ADDRESSES, PAYLOADS, VICTIM, VICTIM_KEY, settings_with, standing, token_for
+from tests.unit.break_in_case import (
+    ADDRESSES,
+    PAYLOADS,
+    VICTIM,
+    VICTIM_KEY,
+    settings_with,
+    standing,
+    token_for,
+    watched,
+)
 from tests.unit.test_break_in_keys import FORGERIES
 from tests.unit.websocket_case import closed_with, heard, heard_bytes, infer, serving
 
@@ -49,6 +59,27 @@ async def test_a_socket_is_not_opened_with_a_token_or_key_for_something_else() -
             with pytest.raises(InvalidStatus) as refused:
                 await it.connect(door, additional={"Authorization": f"Bearer {token_for((Scope.READ,))}"})
             assert refused.value.response.status_code == 403, door
+
+
+@pytest.mark.parametrize("door", [*DOORS, "hello", "/act", "/v1/robots", "/v1/stream/sessions"])
+async def test_guessing_at_any_door_is_recorded_with_its_address(door: str) -> None:
+    api = two()
+    told = watched(api)
+    async with serving(api) as it, httpx.AsyncClient(base_url=it.http) as http:
+        for number in range(BURST):
+            guess = f"vla_guess000_{number:043d}"
+            header = {"Authorization": f"Bearer {guess}"}
+            if door == "hello":
+                async with it.connect(key=None) as socket:
+                    await socket.send(json.dumps({"type": "hello", "key": guess}))
+                    assert (await heard(socket))["problem"]["status"] == 401
+            elif door in DOORS:
+                with pytest.raises(InvalidStatus):
+                    await it.connect(door, additional=header)
+            else:
+                answer = await http.request("POST" if door == "/act" else "GET", door, headers=header)
+                assert answer.status_code == 401
+    assert [(event.action, event.origin) for event in told] == [("key.guessing", "127.0.0.1")]
 
 
 async def test_a_socket_of_another_site_is_not_opened() -> None:

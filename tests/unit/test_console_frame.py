@@ -135,6 +135,7 @@ def test_after_the_login_nobody_is_sent_elsewhere(path: str) -> None:
 STRANGERS = [
     {"origin": "https://evil.example"},
     {"origin": "null"},
+    {"origin": "http://["},
     {"sec-fetch-site": "cross-site"},
     {"sec-fetch-site": "same-site"},
     {"sec-fetch-site": "none"},

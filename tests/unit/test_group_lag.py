@@ -102,7 +102,8 @@ class HastyAdmin:
 
 def test_what_is_not_found_in_time_has_no_append_time() -> None:
     clock = ManualClock(0.0)
-    offsets = KafkaOffsets(cast(AdminClient, HastyAdmin(clock)), now=lambda: 10.0**12, clock=clock)
+    admin = cast(AdminClient, HastyAdmin(clock))
+    offsets = KafkaOffsets(admin, lambda group: pytest.fail("no group is asked for"), now=lambda: 10.0**12, clock=clock)
     assert offsets.appended_at_ms({(REQUESTS, 0): 7, (REQUESTS, 1): 7}) == {(REQUESTS, 0): 900_000}
 
 

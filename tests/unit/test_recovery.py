@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from runtime.errors import Fatal
+from runtime.errors import Fatal, Unavailable
 from runtime.kafka import Record
 from runtime.settings import Settings
 from schemas.codes import Code
@@ -150,3 +150,23 @@ def test_programs_that_are_older_than_the_server_are_told_as_such(
     monkeypatch.setattr(postgres_dump, "_PACKAGE", "no_such_package")
     with pytest.raises(Fatal, match=r"server version: 18.4; .*15.14; install the client programs of the server's"):
         postgres_dump.dump(Settings(_env_file=None), tmp_path / "file", "1-1")
+
+
+def test_a_backup_that_could_not_be_written_leaves_nothing(tmp_path: Path) -> None:
+    nobody_there = Settings(_env_file=None, database_url="postgresql://a:b@127.0.0.1:9/c")
+    with pytest.raises(Unavailable):
+        create(nobody_there, tmp_path / "backups" / "one", copy_models=False, say=lambda text: None)
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Fatal, match="could not be written"):
+        create(Settings(_env_file=None), tmp_path / "file" / "one", copy_models=False, say=lambda text: None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '"x"', "{}", '{"files": 3}', '{"files": {"a": {"more": 1}}}'])
+def test_a_manifest_that_is_none_is_no_backup(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(Fatal, match="is no backup"):
+        Manifest.read(tmp_path)

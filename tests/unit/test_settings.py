@@ -94,6 +94,10 @@ def test_production_takes_settings_that_are_safe(environment: pytest.MonkeyPatch
         ("KAFKA_SECURITY_PROTOCOL", "PLAINTEXT"),
         ("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"),
         ("JWT_SECRET_KEY", "short"),
+        ("SECRET_KEY", " change-me "),
+        ("SECRET_KEY", "short"),
+        ("ANONYMIZATION_HASH_SALT", "short"),
+        ("DATABASE_URL", "postgresql://vlastream:vlastream@db.example.org/vlastream"),
     ],
 )
 def test_production_refuses_and_names_the_variable(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -103,6 +107,70 @@ def test_production_refuses_and_names_the_variable(environment: pytest.MonkeyPat
     status, lines = checked()
     assert status == 1
     assert [line.split()[1] for line in lines] == [f"{name}:"], "one line, and nothing else is wrong"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "mysql://a:hidden@db/x"),
+        ("DATABASE_URL", "postgresql://[a:hidden@db/x"),
+        ("REDIS_URL", ""),
+        ("REDIS_URL", "http://:hidden@cache"),
+        ("RATE_LIMIT_REDIS_URL", "cache:6379"),
+        ("KAFKA_BOOTSTRAP_SERVERS", " "),
+        ("KAFKA_BOOTSTRAP_SERVERS", "http://kafka:9092"),
+        ("S3_ENDPOINT", "localhost:9000"),
+        ("S3_BUCKET", ""),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
+        ("FEDERATE_TARGETS", "http://gate:9100/metrics"),
+        ("ALLOWED_HOSTS", ""),
+        ("ALLOWED_HOSTS", "https://api.example.org"),
+        ("ALLOWED_HOSTS", "api.example.org:8000"),
+        ("ALLOWED_HOSTS", "*."),
+        ("CORS_ORIGINS", "https://[a"),
+        ("DEFAULT_TTL_MS", "60000000"),
+        ("MAX_TTL_MS", "100"),
+    ],
+)
+def test_what_no_installation_can_work_with_is_a_problem_with_its_name(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    status, lines = checked()
+    assert status == 1
+    assert [line.split()[1] for line in lines] == ["DEFAULT_TTL_MS:" if "TTL" in name else f"{name}:"]
+    assert "hidden" not in lines[0]
+
+
+def test_addresses_and_names_that_work_are_no_problem(environment: pytest.MonkeyPatch) -> None:
+    good = {
+        "DATABASE_URL": "postgres://a:b@db/x?sslmode=verify-full",
+        "REDIS_URL": "rediss://:x@cache/0",
+        "RATE_LIMIT_REDIS_URL": "unix:///run/valkey.sock",
+        "KAFKA_BOOTSTRAP_SERVERS": "a:9092,b:9092",
+        "S3_ENDPOINT": "https://s3.example.org:9000",
+        "FEDERATE_TARGETS": "gate=http://gate:9100/metrics",
+        "ALLOWED_HOSTS": "api.example.org, *.robots.example.org,10.0.0.7,::1,localhost",
+    }
+    for name, value in good.items():
+        environment.setenv(name, value)
+    assert checked() == (0, ["the settings can be used (development)"])
+
+
+def test_an_env_file_that_is_no_text_is_a_problem_in_one_line(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfeP\x00O\x00")
+    status, lines = checked()
+    assert (status, len(lines)) == (1, 1)
+    assert lines[0].startswith("problem: .env: it cannot be read")
+
+
+def test_files_that_are_not_there_are_warned_of(environment: pytest.MonkeyPatch) -> None:
+    for name in ("KAFKA_SSL_CA_LOCATION", "S3_CA_BUNDLE", "CARDS_DIR"):
+        environment.setenv(name, "/nowhere/at/all")
+    status, lines = checked()
+    assert status == 0
+    assert [line.split()[1] for line in lines[:-1]] == ["KAFKA_SSL_CA_LOCATION:", "S3_CA_BUNDLE:", "CARDS_DIR:"]
 
 
 def test_plaintext_kafka_is_let_through_by_name(environment: pytest.MonkeyPatch) -> None:
