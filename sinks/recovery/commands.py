@@ -30,6 +30,7 @@ from sinks.recovery import backup, model_files, postgres_dump, valkey_dump
 from sinks.recovery.from_lake import LakeRows
 from sinks.recovery.replacement import Replacement
 from sinks.recovery.replay import LogReplay
+from sinks.recovery.withdrawn import withdraw_again
 
 Say = Callable[[str], None]
 
@@ -153,6 +154,8 @@ def _take_over(
         try:
             if log is not None:
                 _catch_up(made, database, log, say)
+                keys, suspended = withdraw_again(database)
+                say(f"as the audit log says of after the backup: {keys} keys ended, {suspended} customers suspended")
             database.close()
             replacement.adopt()
         except BaseException:

@@ -73,6 +73,9 @@ def test_a_deleted_database_comes_back_from_the_log_and_a_restored_backup_is_bro
         lambda: [len(contents(stack, customer_id)[table]) for table in ("feedback", "episodes")] == [1, 1],
         "feedback and episode did not come",
     )
+    taken = run(stack, "keys", "create", "--email", "taken@example.org", "--tier", "free", "--name", "taken").split()[
+        -1
+    ]
     folder = tmp_path / "backup"
     assert "rows of" in run(stack, "backup", "create", str(folder))
     assert "is sound" in run(stack, "backup", "verify", str(folder))
@@ -94,7 +97,12 @@ def test_a_deleted_database_comes_back_from_the_log_and_a_restored_backup_is_bro
 
     later = customer.infer(904)
     customer.wait(lambda: bool(_rows_of(stack, later)), "the row did not come")
+    run(stack, "keys", "revoke", taken[:12])
+    revoked = "SELECT 1 FROM audit_log JOIN api_keys ON target = 'key:' || id WHERE action = 'key.revoke' AND name = %s"
+    customer.wait(lambda: bool(stack.rows(revoked, "taken")), "the revocation did not come")
     told = run(stack, "backup", "restore", "--yes", str(folder))
+    assert "1 keys ended" in told
+    assert stack.rows("SELECT is_active FROM api_keys WHERE name = 'taken'") == [(False,)]
     assert "drop it when you are content" in told
     assert "models: 0 files put in place" in told
     assert "0 differ and were left" in told
