@@ -8,13 +8,12 @@ Ends TLS where the server would. Postgres' clients begin with TLS at once (sslne
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import ssl
 import sys
 from dataclasses import dataclass
 
-_CHUNK_BYTES = 64 * 1024
+from runtime.relay import relay
 
 
 @dataclass(frozen=True)
@@ -33,27 +32,13 @@ class Route:
         return cls(int(listen), int(target), alpn[0] if alpn else "")
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(_CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
-    except OSError:
-        return
-    finally:
-        # Either end may leave first, and both connections end together.
-        writer.close()
-
-
 async def _hand_on(route: Route, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", route.target_port)
+        server = await asyncio.open_connection("127.0.0.1", route.target_port)
     except OSError:
         writer.close()
         return
-    await asyncio.gather(_copy(reader, server_writer), _copy(server_reader, writer))
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+    await relay((reader, writer), server)
 
 
 async def _serve(chain: str, key: str, routes: list[Route]) -> None:

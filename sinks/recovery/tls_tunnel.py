@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import socket
 import ssl
 import struct
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_CHUNK_BYTES = 64 * 1024
+from runtime.relay import Ends, relay
+
 _CONNECT_S = 5.0
 #: The protocol's question whether the server speaks TLS, and its yes (PostgreSQL, "SSLRequest").
 _SSL_REQUEST, _YES = struct.pack("!ii", 8, 80877103), b"S"
@@ -34,55 +35,65 @@ class Target:
         context.set_alpn_protocols(["postgresql"])
         return context
 
-    def connect(self) -> ssl.SSLSocket:
+    async def connect(self) -> Ends:
         """Raises OSError."""
-        plain = socket.create_connection((self.host, self.port), timeout=_CONNECT_S)
-        try:
-            if self.options.get("sslnegotiation") != "direct":
-                plain.sendall(_SSL_REQUEST)
-                if plain.recv(1) != _YES:
-                    raise ConnectionError("the server does not speak TLS")
-            secure = self.context().wrap_socket(plain, server_hostname=self.host)
-        except BaseException:
-            plain.close()
-            raise
-        secure.settimeout(None)
-        return secure
+        async with asyncio.timeout(_CONNECT_S):
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+            try:
+                if self.options.get("sslnegotiation") != "direct":
+                    writer.write(_SSL_REQUEST)
+                    if await reader.read(1) != _YES:
+                        raise ConnectionError("the server does not speak TLS")
+                await writer.start_tls(self.context(), server_hostname=self.host)
+            except BaseException:
+                writer.transport.abort()
+                raise
+        return reader, writer
 
 
 @contextmanager
 def tunnel(target: Target) -> Iterator[int]:
-    """The port, until the block ends. Who comes to it still needs the password."""
+    """The port, until the block ends. Who comes to it still needs the password.
+
+    One thread reads and writes all connections: one of TLS must not be used by two, nor a socket's number be closed
+    under a thread that still uses it.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=_serve, args=(listener, target), name="tls-tunnel", daemon=True).start()
+        serving = _Serving(listener, target)
+        serving.start()
         try:
             yield int(listener.getsockname()[1])
         finally:
-            # Wakes the thread that waits in accept.
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
+            serving.end()
 
 
-def _serve(listener: socket.socket, target: Target) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            client, _ = listener.accept()
-            try:
-                server = target.connect()
-            except OSError:
-                # The program says that the server closed the connection.
-                client.close()
-                continue
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=_copy, args=(source, sink), name="tls-tunnel", daemon=True).start()
+class _Serving(threading.Thread):
+    def __init__(self, listener: socket.socket, target: Target) -> None:
+        super().__init__(name="tls-tunnel", daemon=True)
+        self._listener = listener
+        self._target = target
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
 
+    def run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
 
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(_CHUNK_BYTES):
-            sink.sendall(data)
-    # Either end may leave first, and both connections end together.
-    for end in (source, sink):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-        end.close()
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self.join()
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._lead, sock=self._listener)
+        await self._ended.wait()
+        # Connections that are left end with the loop.
+        server.close()
+
+    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            server = await self._target.connect()
+        except OSError:
+            # The program says that the server closed the connection.
+            writer.close()
+            return
+        await relay((reader, writer), server)

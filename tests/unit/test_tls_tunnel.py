@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import socket
 import ssl
 import threading
@@ -84,3 +86,20 @@ def test_a_server_that_is_away_ends_the_programs_connection(security: StackSecur
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     assert said(Target("127.0.0.1", port, {"sslmode": "require"})) == b""
+
+
+def test_what_ends_a_connection_is_written_nowhere_else(security: StackSecurity) -> None:
+    """A file that is opened while connections end gets the number of one of them next."""
+    trusted = {"sslmode": "verify-full", "sslnegotiation": "direct", "sslrootcert": str(security.certificates.ca)}
+    with server(security, asked=False) as port, tunnel(Target("127.0.0.1", port, trusted)) as way:
+        for _ in range(200):
+            with socket.create_connection(("127.0.0.1", way), timeout=20) as client:
+                client.sendall(b"hello")
+                assert client.recv(100) == b"hello"
+            for _ in range(20):
+                read_end, write_end = os.pipe()
+                ready, _, _ = select.select([read_end], [], [], 0.0002)
+                found = os.read(read_end, 100) if ready else b""
+                os.close(read_end)
+                os.close(write_end)
+                assert found == b""
