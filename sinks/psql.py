@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 
 from runtime.settings import Settings
 from sinks.recovery.postgres_dump import client_program
-from sinks.recovery.tls_tunnel import Target, tunnel
+from sinks.recovery.tls_tunnel import reached
 
 _TLS_MODES = ("require", "verify-ca", "verify-full")
 
@@ -23,21 +23,12 @@ def psql(settings: Settings, arguments: Sequence[str]) -> int:
     given = list(arguments)
     if given[:1] == [settings.database_url.get_secret_value()]:
         del given[0]
-    with _reached(url) as where, tempfile.NamedTemporaryFile("w", prefix="vlastream-", suffix=".pgpass") as password:
+    # A server that wants no TLS is reached as it is.
+    way = reached(url) if url.query.get("sslmode") in _TLS_MODES else nullcontext(url)
+    with way as where, tempfile.NamedTemporaryFile("w", prefix="vlastream-", suffix=".pgpass") as password:
         # Of its owner alone, and off the command line, which everybody on this machine can read.
         password.write("*:*:*:*:" + re.sub(r"([:\\])", r"\\\1", url.password or "") + "\n")
         password.flush()
         named = where.set(drivername="postgresql", password=None).update_query_dict({"passfile": password.name})
         command = [client_program("psql"), f"--dbname={named.render_as_string(hide_password=False)}", *given]
         return subprocess.run(command, check=False).returncode
-
-
-@contextmanager
-def _reached(url: URL) -> Iterator[URL]:
-    """Where a client without TLS finds the server. The tunnel is as strict with its certificate as libpq."""
-    options = {name: str(value) for name, value in url.query.items()}
-    if options.get("sslmode") not in _TLS_MODES:
-        yield url
-        return
-    with tunnel(Target(url.host or "localhost", url.port or 5432, options)) as port:
-        yield url.set(host="127.0.0.1", port=port).difference_update_query([n for n in options if n.startswith("ssl")])

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 
 from runtime.errors import Fatal, Unavailable
 from runtime.settings import Settings
-from sinks.recovery.tls_tunnel import Target, tunnel
+from sinks.recovery.tls_tunnel import reached
 
 #: What a program says that was built without TLS, as those of that package are.
 _NO_TLS = "SSL support is not compiled in"
@@ -78,10 +78,8 @@ def _run(settings: Settings, program: str, *arguments: str, connects: bool = Tru
 
     done = attempt(url)
     if done.returncode and _NO_TLS in done.stderr:
-        options = {name: str(value) for name, value in url.query.items()}
-        with tunnel(Target(url.host or "localhost", url.port or 5432, options)) as port:
-            left = {name: value for name, value in url.query.items() if not name.startswith("ssl")}
-            done = attempt(url.set(host="127.0.0.1", port=port, query=left))
+        with reached(url) as where:
+            done = attempt(where)
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no reason given"]
         kind = Unavailable if "connection to server" in done.stderr else Fatal

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sqlalchemy.engine import URL
+
 from runtime.relay import Ends, relay
 
 _CONNECT_S = 5.0
@@ -65,6 +67,14 @@ def tunnel(target: Target) -> Iterator[int]:
             yield int(listener.getsockname()[1])
         finally:
             serving.end()
+
+
+@contextmanager
+def reached(url: URL) -> Iterator[URL]:
+    """The database of a URL, for a client that speaks no TLS. The way is as strict with its certificate as libpq."""
+    options = {name: str(value) for name, value in url.query.items()}
+    with tunnel(Target(url.host or "localhost", url.port or 5432, options)) as port:
+        yield url.set(host="127.0.0.1", port=port).difference_update_query([n for n in options if n.startswith("ssl")])
 
 
 class _Serving(threading.Thread):

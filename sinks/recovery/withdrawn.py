@@ -13,10 +13,9 @@ _REVOKED = text(
     "UPDATE api_keys SET is_active = false WHERE is_active AND 'key:' || id::text IN "
     "(SELECT target FROM audit_log WHERE action = 'key.revoke')"
 )
-#: LEAST passes over nulls.
 _ROTATED = text(
     """
-    UPDATE api_keys SET expires_at = LEAST(expires_at, ended.at)
+    UPDATE api_keys SET expires_at = ended.at
     FROM (SELECT target, min(at + (details ->> 'grace_s')::float8 * interval '1 second') AS at
           FROM audit_log WHERE action = 'key.rotate' GROUP BY target) AS ended
     WHERE is_active AND 'key:' || id::text = ended.target AND (expires_at IS NULL OR expires_at > ended.at)
