@@ -28,6 +28,11 @@ class DatabaseAccess:
     def user(self) -> str:
         return f"vlastream_{self.role.replace('-', '_')}"
 
+    @property
+    def url_setting(self) -> str:
+        """Name of the setting that tells set-up the DATABASE_URL of this role."""
+        return f"{self.role.replace('-', '_')}_database_url".upper()
+
 
 #: In the order of the flow. The other roles use no Postgres and get no user.
 DATABASE_ROLES = (

@@ -47,9 +47,10 @@ def make_roles(settings: Settings, say: Say) -> None:
                 connection.execute(text(f"CREATE ROLE {user} LOGIN NOINHERIT"))
                 if user not in passwords:
                     say(f"{user}: made without a password, so nobody is let in: ALTER ROLE {user} PASSWORD '...'")
-            for user, password in passwords.items():
-                _set_password(connection, user, password)
-                say(f"{user}: has the password of {_setting(user)}")
+            for access in DATABASE_ROLES:
+                if access.user in passwords:
+                    _set_password(connection, access, passwords[access.user])
+                    say(f"{access.user}: has the password of {access.url_setting}")
             renew(connection)
     finally:
         database.close()
@@ -100,15 +101,9 @@ def urls_of(settings: Settings) -> dict[str, str]:
     return {role: url.get_secret_value() for role, url in urls.items()}
 
 
-def _setting(user: str) -> str:
-    """Name of the setting that has the DATABASE_URL of a user's role."""
-    [role] = (access.role for access in DATABASE_ROLES if access.user == user)
-    return f"{role.replace('-', '_')}_database_url".upper()
-
-
 def _password(access: DatabaseAccess, address: str) -> str:
     """The password in the URL that a role is said to have. Raises Fatal for a URL that cannot be its own."""
-    name = _setting(access.user)
+    name = access.url_setting
     try:
         url = make_url(address)
     except ArgumentError as error:
@@ -120,17 +115,18 @@ def _password(access: DatabaseAccess, address: str) -> str:
     return url.password
 
 
-def _set_password(connection: Connection, user: str, password: str) -> None:
+def _set_password(connection: Connection, access: DatabaseAccess, password: str) -> None:
     """The server is told a verifier (SCRAM-SHA-256), so that no log of its statements has the password."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
-    verifier = driver.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
+    verifier = driver.pgconn.encrypt_password(password.encode(), access.user.encode(), b"scram-sha-256").decode()
+    told = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(access.user), sql.Literal(verifier))
     try:
-        driver.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), sql.Literal(verifier)))
+        driver.execute(told)
     except psycopg.errors.InsufficientPrivilege as error:
         raise Fatal(
-            f"we may not set the password of {user}: let somebody with CREATEROLE do it, and leave {_setting(user)} "
-            "out here"
+            f"we may not set the password of {access.user}: let somebody with CREATEROLE do it, and leave "
+            f"{access.url_setting} out here"
         ) from error
 
 

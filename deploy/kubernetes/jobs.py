@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploy.kubernetes.roles import CREDENTIALS, Server, own_key
+from deploy.kubernetes.roles import Server, opening
 from schemas.database_access import DATABASE_ROLES
 
 
@@ -32,8 +32,7 @@ class Job:
     @property
     def credentials(self) -> list[tuple[str, str]]:
         """Each setting with its key in the Secret."""
-        names = [name for server in self.servers for name in CREDENTIALS.get(server, ())]
-        return [(name, name) for name in (*names, *self.secrets)]
+        return [(name, name) for name in (*opening(self.servers), *self.secrets)]
 
 
 JOBS = (
@@ -49,7 +48,7 @@ JOBS = (
         image="sink-postgres",
         args=("db", "upgrade", "--roles"),
         servers=(Server.POSTGRES,),
-        secrets=tuple(own_key(access.role, "DATABASE_URL") for access in DATABASE_ROLES),
+        secrets=tuple(access.url_setting for access in DATABASE_ROLES),
         about="Tables, and the users of the roles with the passwords in their URLs: it needs CREATEROLE.",
     ),
     Job(

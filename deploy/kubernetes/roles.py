@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -28,6 +29,11 @@ CREDENTIALS = {
 
 #: Of these a role has its own, whose users may do what docs/security.md says.
 OWN = ("DATABASE_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+
+
+def opening(servers: Iterable[Server]) -> list[str]:
+    """Settings that open these servers."""
+    return [name for server in servers for name in CREDENTIALS.get(server, ())]
 
 
 def own_key(role: str, setting: str) -> str:
@@ -70,8 +76,8 @@ class Role:
     @property
     def credentials(self) -> list[tuple[str, str]]:
         """Each setting with its key in the Secret."""
-        names = [name for server in self.servers for name in CREDENTIALS.get(server, ())]
-        return [(name, own_key(self.name, name) if name in OWN else name) for name in (*names, *self.secrets)]
+        names = (*opening(self.servers), *self.secrets)
+        return [(name, own_key(self.name, name) if name in OWN else name) for name in names]
 
 
 #: In the order of the flow. GPU workers are an overlay's: one Deployment for each deployment of its cards.
