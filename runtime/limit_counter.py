@@ -62,6 +62,11 @@ class CounterPort(Protocol):
     async def close(self) -> None: ...
 
 
+def counters_url(settings: Settings) -> str:
+    """The server for what must not be forgotten before its time: that of the cache where no other is named."""
+    return settings.rate_limit_redis_url.get_secret_value() or settings.redis_url.get_secret_value()
+
+
 class LimitCounter:
     """Of one event loop. Close it on that loop."""
 
@@ -83,9 +88,8 @@ class LimitCounter:
 
     @classmethod
     def of(cls, settings: Settings, metrics: Metrics) -> LimitCounter:
-        """On the server for limits, which is that of the cache where no other is named."""
-        own = settings.rate_limit_redis_url.get_secret_value()
-        return cls(own or settings.redis_url.get_secret_value(), metrics)
+        """Connects at first use."""
+        return cls(counters_url(settings), metrics)
 
     async def add(self, subject: str, window: Window, amount: int = 1) -> int | None:
         """The count of a window with `amount` more in it."""

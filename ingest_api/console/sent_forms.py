@@ -20,6 +20,7 @@ from redis.retry import Retry
 from ingest_api.console.session import SESSION_S, Viewer
 from ingest_api.problems import Problem, fault
 from runtime.errors import Unavailable
+from runtime.limit_counter import counters_url
 from runtime.settings import Settings
 from schemas.codes import Code
 
@@ -48,10 +49,10 @@ class ValkeyForms:
     @classmethod
     def of(cls, settings: Settings) -> ValkeyForms:
         """Connects at first use."""
-        url = settings.rate_limit_redis_url.get_secret_value() or settings.redis_url.get_secret_value()
         # One more try: a connection from before the server's restart is dead.
         retry = Retry(NoBackoff(), 1)
-        return cls(redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=retry))
+        timeouts = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
+        return cls(redis.Redis.from_url(counters_url(settings), **timeouts, retry=retry))
 
     def is_first(self, form: str) -> bool:
         mine = secrets.token_bytes(16)
