@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks.frames import CAMERAS
 from runtime.errors import Fatal
 from runtime.settings import Settings
 from runtime.stack.layout import Layout
-from runtime.stack.roles import ROBOT_PATH, SETUP_STEPS, Role, vlastream
+from runtime.stack.roles import ROBOT_PATH, Role, setup_steps, vlastream
 from runtime.stack.stack import Stack, is_running
 from runtime.stack_file import settings_of
 
@@ -24,11 +24,6 @@ FLEET = "bench"
 TABLETOP = "tabletop-pi0"
 FOLDER = Path(".vlastream/bench")
 _CARDS = Path(__file__).resolve().parent.parent / "deploy" / "cards"
-
-#: The key's tier sets no limit that a measurement would reach.
-_SETUP_STEPS = tuple(
-    replace(step, argv=tuple("enterprise" if word == "pro" else word for word in step.argv)) for step in SETUP_STEPS
-)
 
 Say = Callable[[str], None]
 
@@ -99,7 +94,8 @@ def own_stack(
         else:
             roles.append(Role("gate", role.argv, count=gates) if role.name == "gate" else role)
     stack_env = {"CARDS_DIR": str(cards), "FLEETS": FLEET, "LOG_LEVEL": "WARNING", **(env or {})}
-    stack = Stack(layout, roles=roles, setup_steps=_SETUP_STEPS, env=stack_env, say=say)
+    # Of a tier that sets no limit which a measurement would reach.
+    stack = Stack(layout, roles=roles, setup_steps=setup_steps("enterprise"), env=stack_env, say=say)
     try:
         yield target_of(stack.start())
     finally:

@@ -18,7 +18,6 @@ from gpu_consumers.policies.contract import Observation
 from gpu_consumers.policies.registry import load_policy
 from runtime.model_commands import find_card
 from runtime.settings import Settings
-from schemas.card_files import load_cards
 from schemas.cards import ModelCard
 
 CAMERA = "base"
@@ -43,9 +42,6 @@ class PolicyHost:
         self.card = card_of(policy)
         if self.card.weights:
             os.environ["OMP_NUM_THREADS"] = str(threads)
-            import torch
-
-            torch.set_num_threads(threads)
         self.device = choose_device(Settings(_env_file=None, torch_threads=threads), self.card)
         self._policy = load_policy(self.card, self.device)
         self._seeds = count()
@@ -71,5 +67,5 @@ def card_of(policy: str) -> ModelCard:
     """The model card of a name in POLICIES, or of a card's file. Raises Fatal for anything else."""
     if policy in DEVICES:
         return ModelCard.model_validate(card(DEVICES[policy], policy, (CAMERA,)))
-    known = load_cards(_CARDS).deployment(f"{policy}-pi0")
-    return known or find_card(Settings(_env_file=None, cards_dir=_CARDS), policy)
+    name = f"{policy}-pi0" if policy in POLICIES else policy
+    return find_card(Settings(_env_file=None, cards_dir=_CARDS), name)

@@ -62,15 +62,15 @@ ROLES = (
     Role("etl", vlastream("etl", "serve")),
 )
 
-SETUP_STEPS = (
-    SetupStep("topics", vlastream("topics", "apply"), secure_argv=("--acls",)),
-    SetupStep("database", vlastream("db", "upgrade")),
-    SetupStep(
-        "api key",
-        vlastream("keys", "create", "--email", "demo@example.org", "--tier", "pro"),
-        makes_secret="api_key",
-    ),
-)
+
+def setup_steps(tier: str = "pro") -> tuple[SetupStep, ...]:
+    """Topics, tables, and a key of a customer of this tier."""
+    key = vlastream("keys", "create", "--email", "demo@example.org", "--tier", tier)
+    return (
+        SetupStep("topics", vlastream("topics", "apply"), secure_argv=("--acls",)),
+        SetupStep("database", vlastream("db", "upgrade")),
+        SetupStep("api key", key, makes_secret="api_key"),
+    )
 
 
 class RoleProcess(Component):

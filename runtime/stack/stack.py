@@ -21,7 +21,7 @@ from runtime.stack.kafka import Kafka
 from runtime.stack.layout import Layout, read_json, write_json
 from runtime.stack.postgres import Postgres
 from runtime.stack.replicas import Replicas
-from runtime.stack.roles import ROLES, SETUP_STEPS, Role, RoleProcess, SetupStep
+from runtime.stack.roles import ROLES, Role, RoleProcess, SetupStep, setup_steps
 from runtime.stack.s3 import S3
 from runtime.stack.security import StackSecurity, remember_mode
 from runtime.stack.supervisor import Supervisor
@@ -46,7 +46,7 @@ class Stack:
         layout: Layout,
         *,
         roles: Sequence[Role] = ROLES,
-        setup_steps: Sequence[SetupStep] = SETUP_STEPS,
+        setup_steps: Sequence[SetupStep] = setup_steps(),
         env: Mapping[str, str] | None = None,
         api_port: int = 8000,
         secure: bool = False,
