@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from gpu_consumers.devices import is_out_of_memory
+from gpu_consumers.sizing import bucket
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,7 @@ _RUNS_BEFORE = 2
 
 def filled_up(batch: Sequence[Item], sizes: Sequence[int]) -> list[Item]:
     """The batch and repeats of its last item, up to the next of the ascending `sizes`; larger ones stay as they are."""
-    size = next((size for size in sizes if size >= len(batch)), len(batch))
-    return [*batch, *[batch[-1]] * (size - len(batch))]
+    return [*batch, *[batch[-1]] * (bucket(len(batch), sizes) - len(batch))]
 
 
 @dataclass(frozen=True, slots=True)

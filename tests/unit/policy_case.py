@@ -72,6 +72,23 @@ def write_all(folder: Path) -> dict[str, ModelCard]:
     }
 
 
+def pi0_observations() -> list[Observation]:
+    """The cases that PI0 was compared on."""
+    return [
+        Observation(request_id="r", instruction=case.instruction, images=case.images, state=case.state, seed=index)
+        for index, case in enumerate(tiny_pi0.cases())
+    ]
+
+
+def openvla_observations() -> list[Observation]:
+    """The cases that OpenVLA was compared on."""
+    state = np.zeros(8, np.float32)
+    return [
+        Observation(request_id="r", instruction=text, images={"base": picture}, state=state, seed=0)
+        for text, picture in tiny_openvla.cases()
+    ]
+
+
 def observation(
     card: ModelCard,
     seed: int = 0,

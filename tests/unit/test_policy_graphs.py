@@ -18,7 +18,7 @@ from gpu_consumers.policies.openvla.rows import lay_out
 from gpu_consumers.policies.pi0.policy import PI0Policy
 from gpu_consumers.policies.pi0.sampling import sample_actions
 from tests import tiny_openvla, tiny_pi0
-from tests.unit.policy_case import openvla_card, pi0_card, run
+from tests.unit.policy_case import openvla_card, openvla_observations, pi0_card, pi0_observations, run
 
 #: On a GPU convolutions of float32 are done in TF32, whose mantissa has 10 bits.
 TF32 = 1e-3
@@ -31,22 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_pi0.write_checkpoint(folder / "pi0")
     tiny_openvla.write_checkpoint(folder / "openvla")
     return folder
-
-
-def pi0_observations() -> list[Observation]:
-    return [
-        Observation(request_id="r", instruction=case.instruction, images=case.images, state=case.state, seed=index)
-        for index, case in enumerate(tiny_pi0.cases())
-    ]
-
-
-def openvla_observations() -> list[Observation]:
-    return [
-        Observation(
-            request_id="r", instruction=text, images={"base": picture}, state=np.zeros(8, np.float32), seed=index
-        )
-        for index, (text, picture) in enumerate(tiny_openvla.cases())
-    ]
 
 
 def test_batches_are_filled_up_to_the_next_size_of_the_card() -> None:

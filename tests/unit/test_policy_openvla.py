@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_consumers.policies.contract import Observation, PolicyError
+from gpu_consumers.policies.contract import PolicyError
 from gpu_consumers.policies.openvla.actions import ActionDecoder
 from gpu_consumers.policies.openvla.checkpoint import ActionStatistics, Preprocessing
 from gpu_consumers.policies.openvla.images import PictureTransform
@@ -22,7 +22,7 @@ from gpu_consumers.policies.openvla.policy import OpenVLAPolicy
 from gpu_consumers.policies.registry import load_policy
 from runtime.errors import Fatal
 from tests import tiny_openvla
-from tests.unit.policy_case import observation, openvla_card, run
+from tests.unit.policy_case import observation, openvla_card, openvla_observations, run
 
 #: What the original produced; see its `about`.
 ORIGINAL = json.loads((Path(__file__).resolve().parents[1] / "openvla_parity.json").read_text(encoding="utf-8"))
@@ -52,14 +52,6 @@ def copied(folder: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "weights")
 
 
-def observations() -> list[Observation]:
-    state = np.zeros(8, np.float32)
-    return [
-        Observation(request_id="r", instruction=text, images={"base": picture}, state=state, seed=0)
-        for text, picture in tiny_openvla.cases()
-    ]
-
-
 def rewrite(path: Path, **changes: Any) -> None:
     content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     path.unlink()
@@ -69,7 +61,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("key", ["bridge_orig", "fractal"])
 def test_actions_are_those_of_the_original_implementation(folder: Path, key: str) -> None:
     policy = OpenVLAPolicy(openvla_card(folder, policy_config={"unnorm_key": key}))
-    prepared = [policy.prepare(one) for one in observations()]
+    prepared = [policy.prepare(one) for one in openvla_observations()]
     logits = policy.logits(prepared)
     chunks = policy.finish(policy.infer(prepared), len(prepared))
     sampled = slice(tiny_openvla.ACTION_TOKENS.start, tiny_openvla.ACTION_TOKENS.stop, 24)
@@ -91,7 +83,7 @@ def test_actions_are_those_of_the_original_implementation(folder: Path, key: str
 
 
 def test_a_batch_of_different_prompts_gives_the_tokens_of_each_alone(policy: OpenVLAPolicy) -> None:
-    prepared = [policy.prepare(one) for one in observations()]
+    prepared = [policy.prepare(one) for one in openvla_observations()]
     assert len({len(item.tokens) for item in prepared}) == len(prepared)
     together = policy.infer(prepared)
     for item, tokens in zip(prepared, together, strict=True):

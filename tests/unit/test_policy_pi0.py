@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from gpu_consumers.policies.contract import Observation, PolicyError
+from gpu_consumers.policies.contract import PolicyError
 from gpu_consumers.policies.pi0.checkpoint import Names, read_config
 from gpu_consumers.policies.pi0.compilation import compile_parts
 from gpu_consumers.policies.pi0.policy import PI0Policy
@@ -21,7 +21,7 @@ from gpu_consumers.policies.scaling import by_mean, by_range, of_card
 from gpu_consumers.policies.weights import WeightFiles
 from runtime.errors import Fatal
 from tests import tiny_pi0
-from tests.unit.policy_case import observation, pi0_card, run, tabletop_card
+from tests.unit.policy_case import observation, pi0_card, pi0_observations, run, tabletop_card
 
 #: What lerobot produced; see its `about`. The file holds six decimals.
 LEROBOT = json.loads((Path(__file__).resolve().parents[1] / "pi0_parity.json").read_text(encoding="utf-8"))
@@ -41,18 +41,11 @@ def pi0(folder: Path) -> PI0Policy:
     return PI0Policy(pi0_card(folder))
 
 
-def observations() -> list[Observation]:
-    return [
-        Observation(request_id="r", instruction=case.instruction, images=case.images, state=case.state, seed=index)
-        for index, case in enumerate(tiny_pi0.cases())
-    ]
-
-
 def test_actions_are_those_of_lerobots_implementation(pi0: PI0Policy) -> None:
     """One of the observations lacks the optional camera; both ride in one batch."""
     prepared = [
         dataclasses.replace(pi0.prepare(one), noise=torch.from_numpy(case.noise))
-        for one, case in zip(observations(), tiny_pi0.cases(), strict=True)
+        for one, case in zip(pi0_observations(), tiny_pi0.cases(), strict=True)
     ]
     chunks = pi0.finish(pi0.infer(prepared), len(prepared))
     pixels = actions = 0.0
@@ -90,7 +83,7 @@ def test_the_same_weights_in_transformers_layout_give_the_same_actions(
     }
     how = {"images": "pad", "text": "paligemma", "max_text_tokens": tiny_pi0.TEXT_TOKENS}
     card = pi0_card(tmp_path / "native", policy_config=how, normalisation=normalisation)
-    for ours, theirs in zip(run(pi0, *observations()), run(PI0Policy(card), *observations()), strict=True):
+    for ours, theirs in zip(run(pi0, *pi0_observations()), run(PI0Policy(card), *pi0_observations()), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -101,7 +94,7 @@ def test_every_age_of_lerobots_layout_gives_the_same_actions(
 ) -> None:
     tiny_pi0.write_checkpoint(tmp_path / "weights", prefix=prefix, statistics=statistics)
     other = PI0Policy(pi0_card(tmp_path / "weights"))
-    for ours, theirs in zip(run(pi0, *observations()), run(other, *observations()), strict=True):
+    for ours, theirs in zip(run(pi0, *pi0_observations()), run(other, *pi0_observations()), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -271,5 +264,5 @@ def test_compiled_parts_give_the_same_actions(folder: Path, pi0: PI0Policy) -> N
     """Traced without a code generator: what may differ on a GPU is its rounding."""
     traced = PI0Policy(pi0_card(folder))
     compile_parts(traced.model, backend="eager")
-    for ours, theirs in zip(run(pi0, *observations()), run(traced, *observations()), strict=True):
+    for ours, theirs in zip(run(pi0, *pi0_observations()), run(traced, *pi0_observations()), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
