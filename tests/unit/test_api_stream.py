@@ -5,29 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import SecretStr
 from websockets.exceptions import InvalidStatus
 
 from ingest_api.admission import Admission
 from ingest_api.counting import InferenceCounts
 from ingest_api.exchange import Exchange
-from ingest_api.problems import Problem
 from ingest_api.replies import Reply
-from ingest_api.sessions import Sessions
-from ingest_api.stream import frames
 from ingest_api.stream.conversation import Conversation, Requests
-from ingest_api.stream.frames import UnreadableFrame
 from ingest_api.websocket import Gone, Socket
-from runtime.metrics import Metrics
 from runtime.settings import Settings
 from schemas.messages import Image, ImageEncoding, InferenceRequest, Outcome, Rejection, StreamAnswer, Violation
 from tests.cards import cards
@@ -427,48 +418,3 @@ async def test_the_callers_own_sessions_are_listed() -> None:
         assert told == ("vlastream", ["arm-1"], 1, 1, 1)
         assert found["in_flight"] == 0
         assert (await http.get(f"{it.http}/v1/stream/sessions")).status_code == 401
-
-
-def test_no_customer_takes_all_sessions_and_the_whole_is_bounded() -> None:
-    sessions = Sessions(18, Metrics())
-    with ExitStack() as greedy:
-        for _ in range(16):
-            greedy.enter_context(sessions.open("vlastream", "greedy"))
-        with pytest.raises(Problem) as share:
-            greedy.enter_context(sessions.open("vlastream", "greedy"))
-        assert share.value.status == 429
-        with sessions.open("vlastream", "another") as session, sessions.open("vlastream", "a third"):
-            assert sessions.of("another") == [session]
-            with pytest.raises(Problem) as full:
-                greedy.enter_context(sessions.open("vlastream", "a fourth"))
-            assert full.value.status == 503
-    assert not sessions.of("greedy")
-
-
-def _status_of(read: Callable[[], object]) -> int:
-    """200, or that of the problem that a frame makes."""
-    try:
-        read()
-    except UnreadableFrame as error:
-        return error.problem.status
-    return 200
-
-
-@given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
-def test_no_bytes_raise_anything_but_an_unreadable_frame(frame: bytes) -> None:
-    assert _status_of(lambda: frames.read_binary(frame)) in (200, 400, 413)
-    assert _status_of(lambda: frames.read_text(frame.decode(errors="replace"), 1000)) in (200, 400, 413)
-
-
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@given(st.sampled_from(["infer", "resume", "ping", "hello", "x"]), st.dictionaries(st.text(max_size=12), _json))
-@settings(max_examples=300, deadline=None)
-def test_no_json_raises_anything_but_an_unreadable_frame(kind: str, content: dict[str, Any]) -> None:
-    assert _status_of(lambda: frames.read_text(json.dumps({**content, "type": kind}), 10_000)) in (200, 400, 413)
