@@ -7,12 +7,14 @@ for: publishing (it is not idempotent there), windows, and acknowledging by exce
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import faust
+from aiokafka.errors import IllegalStateError
 from faust.auth import SASLCredentials, SSLCredentials
 
 from runtime.errors import Fatal
@@ -27,7 +29,8 @@ from stream_agents.takeover import (
     Progress,
     committed_offset,
     hold_flow_during_recovery,
-    seek_changelogs_back_too,
+    known_end,
+    seek_uncommitted_too,
     wait_before_partitions_leave,
 )
 
@@ -187,6 +190,25 @@ class Gate:
         await handle(record)
         self._progress.finish((record.topic, record.partition), record.offset)
 
+    def unread(self) -> dict[Any, range]:
+        """By own partition, the offsets that no agent got yet; nothing while it recovers, or an agent is at work."""
+        consumer = self.app.consumer
+        if self.app.in_recovery or not consumer.flow_active or not self._lanes.idle:
+            return {}
+        topics = {*self._request_topics, RESULTS}
+        return {
+            tp: self._progress.unread((tp.topic, tp.partition), committed_offset(self.app, tp), known_end(self.app, tp))
+            for tp in consumer.assignment()
+            if tp.topic in topics
+        }
+
+    async def seek_back(self, partitions: Mapping[Any, int]) -> None:
+        """Have records read again that no agent got."""
+        for tp, offset in partitions.items():
+            log.warning("reading %s/%d again from offset %d", *tp, offset, extra={"action": "read_again"})
+            with suppress(IllegalStateError):  # it has moved to another gate, which reads it from the committed offset
+                await self.app.consumer.seek(tp, offset)
+
     async def _drain(self, *_: object) -> None:
         await self._lanes.drain(_DRAIN_TIMEOUT_S)
 
@@ -194,7 +216,7 @@ class Gate:
         """Join the group and begin."""
         self.app.finalize()
         self._progress.install(self.app.consumer)
-        seek_changelogs_back_too(self.app)
+        seek_uncommitted_too(self.app)
         wait_before_partitions_leave(self.app, self._drain)
         await self.app.start()
 

@@ -35,6 +35,11 @@ class Lanes:
         self._running.add(task)
         task.add_done_callback(lambda ended: self._ended(lane, ended))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing that was begun is unfinished."""
+        return not self._running
+
     async def drain(self, timeout_s: float) -> bool:
         """Wait until all that was begun is done; False if the time was not enough."""
         if self._running:

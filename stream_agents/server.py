@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from functools import partial
+from typing import Any
 
 import uvloop
 
@@ -39,7 +40,7 @@ from stream_agents.log_reader import LogReader
 from stream_agents.replies import Origins
 from stream_agents.request_agent import RequestAgent, circumstances_of
 from stream_agents.request_table import RequestTable
-from stream_agents.stall import STALLED_S, StallGuard, recovery_of
+from stream_agents.stall import STALLED_S, StallGuard, TailGuard, recovery_of
 
 log = logging.getLogger(__name__)
 
@@ -171,14 +172,15 @@ async def _run_until_stopped(gate: Gate, lifecycle: Lifecycle, metrics: Metrics)
     collect_less_often()
     app = gate.app
     metrics.uptime.set_function(lambda: time.monotonic() - started)
-    guard = StallGuard()
+    stalls, tails = StallGuard(), TailGuard[Any]()
     while not stop.is_set():
         try:
             await asyncio.wait_for(stop.wait(), timeout=0.5)
         except TimeoutError:
             if app.should_stop or app.crashed:
                 raise Fatal(f"Faust stopped: {app.crash_reason!r}") from None
-            if guard.stalled(*recovery_of(app)):
+            await gate.seek_back(tails.dropped(gate.unread()))
+            if stalls.stalled(*recovery_of(app)):
                 exit_now(f"the table's recovery has read nothing for {STALLED_S:.0f} s: a new process begins it again")
     try:
         await asyncio.wait_for(app.stop(), timeout=_FAUST_STOP_TIMEOUT_S)

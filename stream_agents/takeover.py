@@ -5,12 +5,11 @@ fetcher then fills the stream queues, and `flow_control.resume()` clears them (`
 in them is gone, and later acknowledgements commit past it (tables/recovery.py, `on_recovery_completed`).
 The mend stops the flow in a recover callback of every table; Faust resumes it right after.
 
-A partition without a committed offset is not read again after that: aiokafka's `seek_to_committed` leaves it
-where it is. So every agent checks that offsets follow one another, and reads again what it was not given.
-
-The same seek loses changelogs: what a fetch brings while the flow is stopped, just before a recovery starts it, is
-dropped (transport/consumer.py, `getmany`), and a changelog has no committed offset to be sought back to. The recovery
-then waits for ever for records that were read already. So it is sought back to what the recovery has got.
+What a fetch brings while the flow is stopped is dropped, and made good by a seek to the committed offsets
+(transport/consumer.py, `getmany`). aiokafka's `seek_to_committed` leaves a partition that has none where it is: a
+new partition's first records are lost that way, and a changelog's, for which the recovery then waits for ever. So
+those are sought back as well: a changelog to what the recovery has got, a new partition to its beginning. Besides,
+every agent checks that offsets follow one another, and reads again what it was not given.
 
 Nor are Faust's commits used as they are: it acknowledges events that its streams only pass over (streams.py,
 `skipped_value`), counts what it never handed on as acknowledged (transport/consumer.py, `_add_gap`), and
@@ -37,13 +36,18 @@ def hold_flow_during_recovery(app: Any, table: Any, restored: Callable[[], None]
         restored()
 
 
-def seek_changelogs_back_too(app: Any) -> None:
-    """Install the mend of dropped changelog records on the app's consumer, before it starts."""
+def seek_uncommitted_too(app: Any) -> None:
+    """Install the mend of records dropped from partitions without a committed offset, before the consumer starts."""
     consumer = app.consumer
-    seek_streams = consumer.perform_seek
+    seek_committed = consumer.perform_seek
 
     async def seek() -> None:
-        await seek_streams()
+        await seek_committed()
+        changelogs = app.tables.changelog_topics
+        # What the seek to committed offsets has noted as the offset to go on from.
+        new = [tp for tp in consumer.assignment() if tp.topic not in changelogs and not consumer._read_offset[tp]]
+        if new:
+            await consumer.seek_wait(await consumer.earliest_offsets(*new))
         if app.in_recovery:
             got = app.tables.recovery.active_offsets
             # What it has got already is read twice and passed over.
@@ -64,6 +68,16 @@ def committed_offset(app: Any, partition: Any) -> int | None:
     """The offset to read next that the group has for a partition; None if it has none."""
     offset = app.consumer._committed_offset.get(partition)
     return int(offset) if offset is not None else None
+
+
+def known_end(app: Any, partition: Any) -> int | None:
+    """The end of a partition as the last fetch told it; None where it was not fetched yet, or has just moved away."""
+    try:
+        end = app.consumer.highwater(partition)
+    except (AssertionError, AttributeError):
+        # aiokafka's way of saying that the partition is not assigned; it moves in another thread.
+        return None
+    return int(end) if end is not None else None
 
 
 class Progress:
@@ -93,6 +107,10 @@ class Progress:
         expected = self._next.get(place, committed or 0)
         self._next[place] = offset + 1
         return range(expected, offset)
+
+    def unread(self, place: Place, committed: int | None, end: int | None) -> range:
+        """The offsets that no agent got yet, up to the end of the log as the consumer knows it."""
+        return range(self._next.get(place, committed or 0), end or 0)
 
     def pass_over(self, place: Place, missed: range, found: Sequence[int]) -> None:
         """Note which of the missed offsets hold no record: all but those found, which are in order."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from faust.types import TP
+
 from runtime.settings import Settings
 from stream_agents.app import build_app
-from stream_agents.stall import StallGuard, recovery_of
-from stream_agents.takeover import seek_changelogs_back_too
+from stream_agents.stall import StallGuard, TailGuard, recovery_of
+from stream_agents.takeover import seek_uncommitted_too
 from tests.unit.api_stand_ins import ManualClock
+
+OLD, NEW, CHANGELOG = TP("requests", 0), TP("requests", 1), TP("changelog", 0)
 
 
 def guard(clock: ManualClock) -> StallGuard:
@@ -60,33 +65,100 @@ async def test_what_is_asked_of_faust_is_there(tmp_path: Path) -> None:
 
 
 class SoughtConsumer:
-    """A consumer that says where it was sought to."""
+    """A consumer that says where it was sought to. Two partitions of requests: one was committed, one may be new."""
 
-    def __init__(self) -> None:
+    def __init__(self, committed: dict[TP, int]) -> None:
         self.sought: list[Any] = []
+        self._committed = committed
+        self._read_offset: defaultdict[TP, int | None] = defaultdict(lambda: None)
+
+    def assignment(self) -> set[TP]:
+        return {OLD, NEW, CHANGELOG}
 
     async def perform_seek(self) -> None:
-        self.sought.append("streams")
+        self.sought.append("committed")
+        self._read_offset.update(self._committed)
 
-    async def seek_wait(self, places: dict[str, int]) -> None:
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        return dict.fromkeys(partitions, 1)
+
+    async def seek_wait(self, places: dict[TP, int]) -> None:
         self.sought.append(places)
 
 
-def seeking(in_recovery: bool) -> tuple[Any, SoughtConsumer]:
-    consumer = SoughtConsumer()
+def seeking(*, in_recovery: bool, committed: dict[TP, int]) -> tuple[Any, SoughtConsumer]:
+    consumer = SoughtConsumer(committed)
     recovery = SimpleNamespace(active_offsets={"read": 7, "begun": -1, "unknown": None})
-    app = SimpleNamespace(consumer=consumer, in_recovery=in_recovery, tables=SimpleNamespace(recovery=recovery))
-    seek_changelogs_back_too(app)
+    tables = SimpleNamespace(recovery=recovery, changelog_topics={CHANGELOG.topic})
+    app = SimpleNamespace(consumer=consumer, in_recovery=in_recovery, tables=tables)
+    seek_uncommitted_too(app)
     return app, consumer
 
 
 async def test_changelog_records_that_were_dropped_during_a_recovery_are_read_again() -> None:
-    app, consumer = seeking(in_recovery=True)
+    app, consumer = seeking(in_recovery=True, committed={OLD: 3})
     await app.consumer.perform_seek()
-    assert consumer.sought == ["streams", {"read": 7, "begun": 0}]
+    assert consumer.sought == ["committed", {NEW: 1}, {"read": 7, "begun": 0}]
 
 
-async def test_outside_of_a_recovery_changelogs_stay_where_they_are() -> None:
-    app, consumer = seeking(in_recovery=False)
+async def test_a_partition_that_nobody_has_committed_is_read_from_its_beginning_again() -> None:
+    app, consumer = seeking(in_recovery=False, committed={OLD: 3})
     await app.consumer.perform_seek()
-    assert consumer.sought == ["streams"]
+    assert consumer.sought == ["committed", {NEW: 1}]
+
+
+async def test_partitions_that_were_committed_are_left_to_faust() -> None:
+    app, consumer = seeking(in_recovery=False, committed={OLD: 3, NEW: 5})
+    await app.consumer.perform_seek()
+    assert consumer.sought == ["committed"]
+
+
+def tail_guard(clock: ManualClock) -> TailGuard[str]:
+    return TailGuard(limit_s=2.0, clock=clock)
+
+
+def test_offsets_that_stay_unread_while_the_agents_have_nothing_to_do_were_dropped() -> None:
+    clock = ManualClock()
+    tails = tail_guard(clock)
+    assert tails.dropped({"a": range(5, 9), "b": range(7, 7)}) == {}
+    clock.now_s += 2.0
+    assert tails.dropped({"a": range(5, 9), "b": range(7, 8)}) == {"a": 5}
+
+
+def test_what_is_read_on_or_has_grown_was_not_dropped() -> None:
+    clock = ManualClock()
+    tails = tail_guard(clock)
+    for offset in range(5, 50):
+        assert tails.dropped({"a": range(offset, 90), "b": range(1, 50 + offset)}) == {}
+        clock.now_s += 1.9
+
+
+def test_time_in_which_the_agents_were_at_work_does_not_count() -> None:
+    clock = ManualClock()
+    tails = tail_guard(clock)
+    tails.dropped({"a": range(5, 9)})
+    clock.now_s += 60
+    tails.dropped({})
+    assert tails.dropped({"a": range(5, 9)}) == {}
+
+
+def test_offsets_that_hold_no_record_are_sought_once() -> None:
+    clock = ManualClock()
+    tails = tail_guard(clock)
+    named = []
+    for _ in range(20):
+        named.append(tails.dropped({"a": range(5, 6)}))
+        clock.now_s += 1.0
+    assert [found for found in named if found] == [{"a": 5}]
+    # More of them, and then records: both are other offsets.
+    tails.dropped({"a": range(5, 8)})
+    clock.now_s += 2.0
+    assert tails.dropped({"a": range(5, 8)}) == {"a": 5}
+
+
+def test_a_partition_without_unread_offsets_has_nothing_dropped() -> None:
+    clock = ManualClock()
+    tails = tail_guard(clock)
+    for _ in range(5):
+        assert tails.dropped({"a": range(9, 9), "b": range(9, 0)}) == {}
+        clock.now_s += 2.0

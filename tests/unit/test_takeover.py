@@ -48,6 +48,15 @@ def test_a_partition_that_nobody_has_committed_starts_at_its_first_offset() -> N
     assert progress.committable(PLACE, 1) == 3
 
 
+def test_what_no_agent_got_yet_reaches_to_the_known_end() -> None:
+    progress = Progress()
+    assert list(progress.unread(PLACE, None, 2)) == [0, 1]
+    assert list(progress.unread(PLACE, 1, 2)) == [1]
+    assert not progress.unread(PLACE, 1, None)
+    progress.missed(PLACE, 1, 1)
+    assert not progress.unread(PLACE, 1, 2)
+
+
 def test_what_is_finished_is_forgotten_with_its_partition() -> None:
     progress = Progress()
     progress.finish(PLACE, 5)
