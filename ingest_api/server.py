@@ -31,12 +31,13 @@ from ingest_api.search import KafkaQueryEmbedder
 from ingest_api.sessions import Sessions
 from ingest_api.tenancy import build_tenancy
 from ingest_api.websocket import AbortingProtocol
+from runtime.broker_offsets import KafkaOffsets
 from runtime.consent import ConsentList
 from runtime.control import StopList
 from runtime.database import connect
 from runtime.embodiments import RobotTypes
 from runtime.errors import Fatal, Unavailable
-from runtime.group_lag import INTERVAL_S, GroupLag, KafkaOffsets, watched_groups
+from runtime.group_lag import INTERVAL_S, GroupLag, watched_groups
 from runtime.kafka import build_admin, build_consumer, build_producer, wait_for_kafka
 from runtime.lifecycle import Lifecycle
 from runtime.metrics import Metrics

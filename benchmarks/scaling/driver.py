@@ -13,8 +13,9 @@ from typing import Self
 
 from benchmarks.scaling.autoscaler import Autoscaler
 from benchmarks.scaling.scaled_object import ScaledObject
+from runtime.broker_offsets import KafkaOffsets
 from runtime.errors import Unavailable
-from runtime.group_lag import KafkaOffsets, behind
+from runtime.group_lag import behind
 from runtime.kafka import build_admin, build_consumer
 from runtime.settings import Settings
 from runtime.stack.roles import answers_ready
@@ -47,8 +48,8 @@ class Lags:
 
     def look(self) -> list[int]:
         """Raises Unavailable while the broker does not answer."""
-        committed = self._offsets.committed(self._group)
-        bounds = self._offsets.bounds(self._offsets.places([self._topic]))
+        places = [place for place in self._offsets.places() if place[0] == self._topic]
+        committed, bounds = self._offsets.committed(self._group, places), self._offsets.bounds(places)
         return [behind(committed.get(place), low, end) for place, (low, end) in bounds.items()]
 
 

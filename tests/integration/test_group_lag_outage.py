@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from runtime.broker_offsets import KafkaOffsets
 from runtime.errors import Unavailable
-from runtime.group_lag import KafkaOffsets
 from runtime.kafka import build_admin, build_consumer
 from runtime.settings import Settings
 from runtime.stack.kafka import QUICK_START, Kafka
@@ -29,7 +29,7 @@ def _look(bootstrap: str, stop: Event, answered: Any, refused: Any) -> None:
     while not stop.is_set():
         for group in _GROUPS:
             try:
-                offsets.committed(group)
+                offsets.committed(group, offsets.places())
                 answered.value += 1
             except Unavailable:
                 refused.value += 1

@@ -11,9 +11,10 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from ingest_api.console.letter_desk import LetterDesk
 from runtime.acls import apply_acls
+from runtime.broker_offsets import KafkaOffsets
 from runtime.dead_letters import write_dead_letter
 from runtime.errors import Fatal, Poison, Unavailable
-from runtime.group_lag import GroupLag, KafkaOffsets, watched_groups
+from runtime.group_lag import GroupLag, watched_groups
 from runtime.kafka import (
     Record,
     build_admin,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from sqlalchemy import Executable, NullPool, create_engine
@@ -15,11 +15,11 @@ from ingest_api.gateway import Question
 from ingest_api.key_stores import KeyRecord, reference_of_id
 from ingest_api.keys import hash_key
 from ingest_api.replies import Reply
+from runtime.broker_offsets import Place as Partition
 from runtime.database import Database
 from runtime.dlq.letters import Letter
 from runtime.dlq.replay import Cluster, Unfit, again
 from runtime.errors import Unavailable
-from runtime.group_lag import Place as Partition
 from schemas.headers import Source
 from schemas.messages import InferenceRequest, Outcome
 from schemas.scopes import DEFAULT_SCOPES
@@ -177,13 +177,13 @@ class ScriptedOffsets:
         self.appended: dict[tuple[str, int], int] = {}
         self.away = False
 
-    def places(self, topics: Iterable[str]) -> list[Partition]:
+    def places(self) -> list[Partition]:
         if self.away:
             raise Unavailable("away")
-        return [(topic, 0) for topic in topics if topic in self.logs]
+        return [(topic, 0) for topic in self.logs]
 
-    def committed(self, group: str) -> dict[Partition, int]:
-        return {(topic, 0): offset for (name, topic), offset in self.commits.items() if name == group}
+    def committed(self, group: str, places: Sequence[Partition]) -> dict[Partition, int]:
+        return {place: self.commits[group, place[0]] for place in places if (group, place[0]) in self.commits}
 
     def bounds(self, places: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         return {place: self.logs[place[0]] for place in places}

@@ -12,7 +12,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.group_lag import GroupLag, KafkaOffsets, Lag, TimeSearch, behind, watched_groups
+from runtime.broker_offsets import KafkaOffsets, TimeSearch
+from runtime.group_lag import GroupLag, Lag, behind, watched_groups
 from runtime.metrics import Metrics
 from schemas.topics import EMBEDDER_GROUP, GATE_APP, PARQUET_GROUP, POSTGRES_GROUP, REQUESTS, RESULTS
 from tests.cards import cards
