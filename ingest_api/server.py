@@ -24,7 +24,7 @@ from ingest_api.console.sent_forms import ValkeyForms
 from ingest_api.gateway import KafkaGateway
 from ingest_api.health import Dependency, Health
 from ingest_api.history import PostgresHistory
-from ingest_api.http_protocol import protocol_with
+from ingest_api.http_protocol import Room, descriptors_for, protocol_with
 from ingest_api.key_stores import ValkeyKeys
 from ingest_api.reading import PostgresReader
 from ingest_api.search import KafkaQueryEmbedder
@@ -201,7 +201,7 @@ async def _run(settings: Settings, lifecycle: Lifecycle) -> None:
     started = time.monotonic()
     metrics.uptime.set_function(lambda: time.monotonic() - started)
     try:
-        config = uvicorn_config(settings, create_app(settings, services))
+        config = uvicorn_config(settings, create_app(settings, services), metrics)
         await _serve(settings, lifecycle, ApiServer(config, sessions), abandon=gateway.abandon)
     finally:
         connecting.cancel()
@@ -215,13 +215,22 @@ def reply_partition(settings: Settings) -> int:
     return settings.role_instance % settings.kafka_reply_partitions
 
 
-def uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
+def uvicorn_config(settings: Settings, app: object, metrics: Metrics) -> uvicorn.Config:
+    most = descriptors_for(settings.max_connections)
+    if most < settings.max_connections:
+        log.warning(
+            "the system lets this process have %d connections, not MAX_CONNECTIONS=%d: raise its limit of open files",
+            most,
+            settings.max_connections,
+            extra={"action": "limit_connections"},
+        )
+    room = Room(most, lambda reason: metrics.connections_closed.labels(reason).inc())
     return uvicorn.Config(
         app,  # type: ignore[arg-type] # FastAPI is an ASGI application
         host=settings.host,
         port=settings.port,
         loop="none",
-        http=protocol_with(settings.client_timeout_s),
+        http=protocol_with(settings.client_timeout_s, room),
         ws=AbortingProtocol,
         ws_max_size=settings.stream_max_frame_bytes,
         # Pixels do not get smaller by it.

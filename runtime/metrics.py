@@ -144,6 +144,9 @@ class Metrics:
         section("The API", "API")
         self.http_requests = counter("vla_http_requests_total", "HTTP requests", "route", "method", "status")
         self.http_duration = histogram("vla_http_request_duration_seconds", "HTTP request to response", "route")
+        self.connections_closed = counter(
+            "vla_connections_closed_total", "Connections closed for want of room (MAX_CONNECTIONS)", "reason"
+        )
         self.replies_late = counter("vla_late_replies_total", "Replies that nobody waited for any more")
         self.requests_waiting = gauge("vla_requests_waiting", "Requests of this API process that wait for a reply")
         self.requests_in_flight = gauge(

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     enable_rate_limits: bool = True
     #: Seconds that a client has for the head of a request, and again for its body.
     client_timeout_s: float = Field(default=20.0, gt=0, le=300)
+    #: Connections of one API process at once, WebSockets among them. Beyond them whoever has sent no request yet makes
+    #: way; where there is nobody, the newest is answered 503.
+    max_connections: int = Field(default=4096, ge=16, le=1_000_000)
 
     # --- this process
     host: str = "127.0.0.1"

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketState
 
-from ingest_api.http_protocol import MOST_HEAD_BYTES, protocol_with
+from ingest_api.http_protocol import MOST_HEAD_BYTES, Room, descriptors_for, protocol_with
 from ingest_api.websocket import AbortingProtocol, Gone, Socket
 from runtime.settings import Settings
 from tests.unit.api_case import Api, sandbox
@@ -114,12 +114,14 @@ async def test_a_body_that_does_not_come_is_given_up() -> None:
 
 
 @contextlib.asynccontextmanager
-async def served(head_timeout_s: float, api: Api | None = None) -> AsyncIterator[int]:
+async def served(
+    head_timeout_s: float, api: Api | None = None, *, room: int = 100, closed: list[str] | None = None
+) -> AsyncIterator[int]:
+    """closed: gets why each connection was closed for want of room."""
     api = api or Api()
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        api.app, http=protocol_with(head_timeout_s), ws=AbortingProtocol, log_config=None, lifespan="off"
-    )
+    protocol = protocol_with(head_timeout_s, Room(room, (closed if closed is not None else []).append))
+    config = uvicorn.Config(api.app, http=protocol, ws=AbortingProtocol, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -150,6 +152,62 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
         # Whoever is refused while it sends finds its connection reset.
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def is_let_in(port: int) -> bool:
+    async with connected(port) as (reader, writer):
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            return b"200 OK" in await reader.readuntil(b"\r\n")
+        return False
+
+
+async def test_whoever_says_nothing_makes_way_for_whoever_comes() -> None:
+    closed: list[str] = []
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(served(60, room=3, closed=closed))
+        silent = [await stack.enter_async_context(connected(port)) for _ in range(8)]
+        # The last three are still there; each of the others left when there was one too many.
+        for reader, _ in silent[:5]:
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        for reader, writer in silent[5:]:
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+    assert closed == ["silent"] * 5
+
+
+async def test_where_all_have_asked_for_something_the_newest_is_told_that_there_is_no_room() -> None:
+    closed: list[str] = []
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(served(60, room=3, closed=closed))
+        kept = [await stack.enter_async_context(connected(port)) for _ in range(3)]
+        for reader, writer in kept:
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asyncio.wait_for(reader.readuntil(b"ok"), 10)
+        async with connected(port) as (reader, _):
+            told = await asyncio.wait_for(reader.read(), 10)
+            assert told.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1" in told
+        for reader, writer in kept:
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+        assert closed == ["full"]
+        kept[0][1].close()
+        async with asyncio.timeout(10):
+            while not await is_let_in(port):
+                assert set(closed) == {"full"}, "whoever has asked for something does not make way"
+
+
+def test_a_process_has_room_for_the_connections_that_it_is_let(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, given = [(1024, 4096)], []
+    monkeypatch.setattr("resource.getrlimit", lambda which: limits[0])
+    monkeypatch.setattr("resource.setrlimit", lambda which, pair: given.append(pair))
+    assert descriptors_for(500) == 500
+    assert not given
+    assert descriptors_for(2000) == 2000
+    assert given == [(2256, 4096)]
+    assert descriptors_for(10_000) == 3840
+    assert given[-1] == (4096, 4096)
 
 
 @pytest.mark.parametrize(

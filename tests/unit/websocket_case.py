@@ -50,7 +50,7 @@ class Serving:
 @asynccontextmanager
 async def serving(api: Api) -> AsyncIterator[Serving]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn_config(api.settings, api.app)
+    config = uvicorn_config(api.settings, api.app, api.metrics)
     server = ApiServer(config, api.sessions)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
