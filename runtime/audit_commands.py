@@ -28,8 +28,11 @@ _TIMEOUT_S = 15.0
 _TOPICS = (AUDIT, CONTROL, CONSENT)
 
 
-def tail(settings: Settings, *, follow: bool, customer: str | None, since: str, say: Say) -> None:
-    """Print one line an event, oldest first. Raises Fatal for a `since` that is no time, Unavailable without Kafka."""
+def tail(settings: Settings, *, follow: bool, customer: str | None, since: str, say: Say, warn: Say) -> None:
+    """Print one line an event, oldest first. Raises Fatal for a `since` that is no time, Unavailable without Kafka.
+
+    warn: told that nothing was found, which a mistyped customer looks like as well.
+    """
     since_ms = parse_moment(since, time.time())
     wanted = customer_named(customer) if customer is not None else None
     wait_for_kafka(settings, timeout_s=_TIMEOUT_S)
@@ -39,8 +42,12 @@ def tail(settings: Settings, *, follow: bool, customer: str | None, since: str, 
         past = sorted(
             (event for event in _events(consumer, ends) if event.at_ms >= since_ms), key=lambda event: event.at_ms
         )
-        for event in past:
-            _tell(event, wanted, say)
+        found = [event for event in past if concerns(event, wanted)]
+        for event in found:
+            say(line_of(event))
+        if not found and not follow:
+            whose = f" of customer {customer}" if customer is not None else ""
+            warn(f"nothing{whose} since {since}: --since looks further back, `vlastream customers list` has the names")
         if follow:
             with _until_told() as told:
                 _follow(consumer, wanted, told, say)
@@ -64,8 +71,9 @@ def _until_told() -> Iterator[threading.Event]:
 def _follow(consumer: Consumer, customer: str | None, told: threading.Event, say: Say) -> None:
     while not told.is_set():
         message = consumer.poll(0.5)
-        if message is not None and check_consumed(message) and (new := event_of(record_of(message))) is not None:
-            _tell(new, customer, say)
+        new = event_of(record_of(message)) if message is not None and check_consumed(message) else None
+        if new is not None and concerns(new, customer):
+            say(line_of(new))
 
 
 def event_of(record: Record) -> AuditEvent | None:
@@ -90,9 +98,8 @@ def line_of(event: AuditEvent) -> str:
     return "".join(c if c.isprintable() else "?" for c in line.rstrip())
 
 
-def _tell(event: AuditEvent, customer: str | None, say: Say) -> None:
-    if customer is None or event.customer_id == customer:
-        say(line_of(event))
+def concerns(event: AuditEvent, customer: str | None) -> bool:
+    return customer is None or event.customer_id == customer
 
 
 def _seek(consumer: Consumer, since_ms: int) -> dict[tuple[str, int], int]:

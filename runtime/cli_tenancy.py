@@ -180,4 +180,11 @@ def audit() -> None:
 @click.option("--since", default="24h", show_default=True, help="2026-01-31T12:00:00Z, or 90s, 15m, 2h, 3d ago")
 def audit_tail(follow: bool, customer: str | None, since: str) -> None:
     """Print what was done, oldest first, from the log itself: keys, customers, consent, stops."""
-    run_task("runtime.audit_commands:tail", follow=follow, customer=customer, since=since, say=click.echo)
+    run_task(
+        "runtime.audit_commands:tail",
+        follow=follow,
+        customer=customer,
+        since=since,
+        say=click.echo,
+        warn=lambda text: click.echo(text, err=True),
+    )

@@ -21,10 +21,14 @@ from tests.e2e.running_stack import RunningStack
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 
-def run(stack: RunningStack, *arguments: str) -> str:
+def outputs(stack: RunningStack, *arguments: str) -> tuple[str, str]:
     done = subprocess.run(vlastream(*arguments), env=stack.environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout, done.stderr
+
+
+def run(stack: RunningStack, *arguments: str) -> str:
+    return outputs(stack, *arguments)[0]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
@@ -125,3 +129,9 @@ def test_everything_that_an_operator_does_is_told_with_who_what_when_and_where_f
     rows = written()
     assert {rows[action] for action in done} == {(me, "cli")}
     assert {rows[action][1] for action in noticed} == {"127.0.0.1"}
+
+
+def test_a_trail_in_which_nothing_is_found_says_so_beside_its_output(stack: RunningStack) -> None:
+    lines, told = outputs(stack, "audit", "tail", "--customer", f"{uuid.uuid4().hex}@example.org")
+    assert not lines
+    assert "nothing of customer" in told
