@@ -158,6 +158,8 @@ class ConsentRoutes:
         except TimeoutError as error:
             detail = "Kafka has not confirmed the record: send it again"
             raise Problem(Code.UNAVAILABLE, detail, retry_after_s=1.0) from error
+        # The next word builds on this one, also where the log has not been heard yet.
+        self._consents.published(consent)
 
     def _said(self, customer_id: str, consent: Consent | None) -> Row:
         """What holds now, by the newest record."""

@@ -72,7 +72,10 @@ async def publish_consent(publisher: PublisherPort, consent: Consent) -> Deliver
 
 
 class ConsentList:
-    """Thread-safe: a view writes, others read. A customer who never said anything has `default_tier`."""
+    """Thread-safe: a view writes, others read. A customer who never said anything has `default_tier`.
+
+    An erasure holds whatever is said after it: whoever wrote the next record may not have known of it yet.
+    """
 
     def __init__(self, default_tier: Tier, default_level: Level) -> None:
         self._default_tier = default_tier
@@ -87,7 +90,20 @@ class ConsentList:
             if consent is None:
                 self._consents.pop(customer_id, None)
             else:
-                self._consents[customer_id] = consent
+                self._put(customer_id, consent)
+
+    def published(self, consent: Consent) -> None:
+        """Know at once what this process has just written, unless what came from the log is newer."""
+        with self._lock:
+            known = self._consents.get(consent.customer_id)
+            if known is None or known.version < consent.version:
+                self._put(consent.customer_id, consent)
+
+    def _put(self, customer_id: str, consent: Consent) -> None:
+        known = self._consents.get(customer_id)
+        if known is not None:
+            consent.erased_before_ms = max(consent.erased_before_ms, known.erased_before_ms)
+        self._consents[customer_id] = consent
 
     def of(self, customer_id: str) -> Consent | None:
         """The newest record of a customer, None where there is none."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pyarrow as pa
+
 from runtime.consent import ConsentList
 from runtime.fleets.registry import with_registered_fleets
 from runtime.kafka import Record
@@ -61,15 +63,24 @@ class ParquetStore:
         dataset = self.dataset(partition.topic)
         start = batch.before.next_offset
         key = file_key(dataset, batch.entries[0].cut, partition, start)
-        # What was erased while the batch waited is left out; the file is written all the same, as the chain needs it.
-        rows = [self._protection.protected(row) for row in batch.rows if self._protection.may_stay(row)]
-        data = encode(rows, SCHEMAS[dataset], partition, start, batch.after)
+        data = self._encoded(batch, SCHEMAS[dataset], partition)
         try:
             self._storage.create(key, data)
         except AlreadyExists as error:
             raise Fenced(str(error)) from error
         self._metrics.sink_objects.labels(self._sink, dataset).inc()
         self._metrics.sink_bytes.labels(self._sink, dataset).inc(len(data))
+
+    def _encoded(self, batch: Batch[Row], schema: pa.Schema, partition: Partition) -> bytes:
+        """The file's content. What was erased while the batch waited is left out; an empty file keeps the chain."""
+        kept = [(row, self._protection.protected(row)) for row in batch.rows if self._protection.may_stay(row)]
+        while True:
+            # Pictures take seconds to protect, and large files to encode: an erasure may have come meanwhile, and what
+            # is written later than `etl.erasures.SETTLED_AFTER` behind it nobody looks for again.
+            kept = [(row, safe) for row, safe in kept if self._protection.may_stay(row)]
+            data = encode([safe for _, safe in kept], schema, partition, batch.before.next_offset, batch.after)
+            if all(self._protection.may_stay(row) for row, _ in kept):
+                return data
 
 
 def deployments_by_topic(settings: Settings) -> dict[str, str]:

@@ -52,9 +52,18 @@ async def test_consent_is_a_record_with_who_and_the_next_version() -> None:
     written = Consent.FromString(record.value or b"")
     assert record.key == CUSTOMER.encode()
     assert (written.tier, written.version, written.who) == ("full", 1, "key k-1")
-    api.consents.update(record.key, record.value, 0)
     await send(api, "PUT", "/v1/customers/me/consent", {"tier": "none"})
     assert Consent.FromString(api.broker.records(CONSENT)[-1].value or b"").version == 2
+
+
+async def test_a_word_that_follows_an_erasure_at_once_does_not_undo_it() -> None:
+    """Before the API has heard of the erasure from the log."""
+    api = Api()
+    await send(api, "DELETE", "/v1/customers/me/data")
+    await send(api, "PUT", "/v1/customers/me/consent", {"tier": "full"})
+    erased, said = (Consent.FromString(record.value or b"") for record in api.broker.records(CONSENT))
+    assert said.erased_before_ms == erased.erased_before_ms > 0
+    assert (erased.version, said.version) == (1, 2)
 
 
 @pytest.mark.parametrize("path", ["consent", "consent/history", "data"])

@@ -98,6 +98,22 @@ def test_nothing_that_is_not_allowed_comes_as_far_as_the_cache(stamped: str) -> 
     assert (item is not None) == (stamped in ("metadata", "full"))
 
 
+def test_an_erasure_holds_whatever_is_said_after_it_by_somebody_who_did_not_know_of_it() -> None:
+    known = consents(mine={"tier": "full", "version": 1, "erased_before_ms": 500})
+    known.update(b"mine", Consent(customer_id="mine", tier="metadata", version=1).SerializeToString(), 0)
+    assert known.tier("mine", 1000) == "metadata"
+    assert known.is_erased("mine", 500)
+    assert not known.is_erased("mine", 501)
+
+
+def test_what_was_just_published_is_known_unless_the_log_has_newer() -> None:
+    known = consents(mine={"tier": "full", "version": 3})
+    known.published(Consent(customer_id="mine", tier="none", version=3))
+    assert known.tier("mine", 1000) == "full"
+    known.published(Consent(customer_id="mine", tier="none", version=4))
+    assert known.tier("mine", 1000) == "none"
+
+
 @given(
     st.lists(st.tuples(tier, st.integers(0, 5000), st.booleans()), max_size=8),
     st.integers(1, 9000),

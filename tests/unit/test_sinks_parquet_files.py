@@ -19,11 +19,12 @@ from sinks.lake_rows import observation_entry, outcome_entry
 from sinks.marks import Buffer, Limits, Mark, Partition
 from sinks.parquet import ParquetStore
 from sinks.parquet_files import file_key, newest_file, read_column, read_mark, start_of
+from sinks.protection import Protection
 from sinks.rows import Row
 from sinks.storage import FolderStorage, StoredFile
 from sinks.store import Fenced
 from tests import factories as f
-from tests.sink_case import parquet_decoder, protection
+from tests.sink_case import SALT, consents, parquet_decoder, protection
 
 PARTITION = Partition(OUTCOMES, 3)
 WIDE = Limits(rows=1000, size_bytes=10**9, age_s=10)
@@ -51,6 +52,29 @@ def write(store: ParquetStore, buffer: Buffer[Row], *records: Record) -> None:
     while (batch := buffer.batch()) is not None:
         store.write(PARTITION, batch)
         buffer.written(batch, 0)
+
+
+class ErasingWhileItProtects(Protection):
+    """A customer has all erased at the moment in which its n-th row is made safe, or later."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__(consents(), SALT)
+        self._looks = looks
+
+    def may_stay(self, row: Row) -> bool:
+        self._looks -= 1
+        return self._looks >= 0
+
+
+@pytest.mark.parametrize("looks", range(8))
+def test_what_is_erased_while_a_file_is_made_is_not_in_it(storage: FolderStorage, looks: int) -> None:
+    """Two rows are looked at three times each: before they are protected, before the file and behind it."""
+    store = ParquetStore(storage, Metrics(), ErasingWhileItProtects(looks))
+    write(store, Buffer[Row](Mark(), 0, WIDE), outcome_record(0), outcome_record(1))
+    (file,) = storage.files("")
+    rows = pq.read_table(io.BytesIO(storage.read(file.key, 0, file.size_bytes))).num_rows
+    assert rows == (2 if looks >= 6 else 0)
+    assert store.open(PARTITION).next_offset == 2
 
 
 def test_names_sort_as_offsets_do() -> None:
