@@ -6,6 +6,7 @@ for: publishing (it is not idempotent there), windows, and acknowledging by exce
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from stream_agents.delivery import end_process
 from stream_agents.lanes import Lanes
 from stream_agents.log_reader import LogReader
 from stream_agents.takeover import (
+    ChangelogWrites,
     Progress,
     committed_offset,
     hold_flow_during_recovery,
@@ -41,6 +43,7 @@ Handle = Callable[[Record], Awaitable[None]]
 _RECORDS_AT_ONCE = 64
 #: Shorter than the time that the group gives its members to join again.
 _DRAIN_TIMEOUT_S = 5.0
+_NEVER_S = 30 * 86_400.0
 
 
 def build_app(settings: Settings, data_dir: Path) -> Any:
@@ -68,7 +71,9 @@ def build_app(settings: Settings, data_dir: Path) -> Any:
         broker_session_timeout=session_s,
         broker_heartbeat_interval=max(session_s / 6, 0.2),
         broker_rebalance_timeout=max(session_s * 2, 10.0),
-        broker_max_poll_interval=120.0,
+        # aiokafka leaves the group after this time without a fetch, and does not join again before the next one: which
+        # Faust does not begin while it has no partition (more gates than partitions), or while its flow is stopped.
+        broker_max_poll_interval=_NEVER_S,
         producer_request_timeout=30.0,
         producer_max_request_size=MAX_RECORD_BYTES,
         # Writes to the changelog, for which nobody waits: several in one request save the broker work.
@@ -104,6 +109,10 @@ class Gate:
         self._progress = Progress()
         self._lanes = Lanes(_RECORDS_AT_ONCE, end_process)
         self._recovered = False
+        #: Agents that have a record in hand which they could not begin yet.
+        self._held = 0
+        #: Handled records whose changelog records are not acknowledged yet.
+        self._recording: set[asyncio.Future[Any]] = set()
         self._partitions = partitions
         self._request_topics = request_topics
         self._table = app.Table(
@@ -114,6 +123,7 @@ class Gate:
         )
         if self._table.changelog_topic.get_topic_name() != GATE_CHANGELOG:
             raise ValueError(f"Faust names the changelog {self._table.changelog_topic.get_topic_name()}")
+        self._writes = ChangelogWrites(self._table)
 
     @property
     def store(self) -> MutableMapping[bytes, bytes]:
@@ -155,17 +165,20 @@ class Gate:
 
         async def agent(stream: Any) -> None:
             async for event in stream.events():
+                self._held += 1
                 try:
                     await self._advance(handle, event)
                 except Exception as error:
                     log.exception("an agent cannot go on", extra={"action": "agent_failed"})
                     end_process(error)
+                finally:
+                    self._held -= 1
 
         self.app.agent(channel, name=f"{GATE_APP}-{name}")(agent)
 
     async def _advance(self, handle: Handle, event: Any) -> None:
         """Begin with a record, and before it with those that Faust did not hand on."""
-        record = record_of_event(event)
+        epoch, record = self._lanes.epoch, record_of_event(event)
         place = (record.topic, record.partition)
         missed = self._progress.missed(place, record.offset, committed_offset(self.app, event.message.tp))
         records = [record]
@@ -182,18 +195,32 @@ class Gate:
             )
             records = [*found, record]
         for one in records:
-            await self._lanes.start(place, partial(self._handle, handle, one, event))
+            await self._lanes.start(place, partial(self._handle, handle, one, event), epoch)
 
     async def _handle(self, handle: Handle, record: Record, event: Any) -> None:
         # `event` is kept: Faust takes the changelog's partition from it, and refers to it weakly.
         self._metrics.records_consumed.labels(record.topic).inc()
+        writes = self._writes.begin()
         await handle(record)
-        self._progress.finish((record.topic, record.partition), record.offset)
+        recording = asyncio.gather(*writes)
+        self._recording.add(recording)
+        recording.add_done_callback(partial(self._recorded, record))
+
+    def _recorded(self, record: Record, recording: asyncio.Future[Any]) -> None:
+        """Finish a record once the broker has its rows. The lane does not wait for that: its next one may begin."""
+        self._recording.discard(recording)
+        if recording.cancelled():
+            return
+        if (error := recording.exception()) is not None:
+            # The rows are in memory alone: a new process reads the record again.
+            end_process(error)
+        else:
+            self._progress.finish((record.topic, record.partition), record.offset)
 
     def unread(self) -> dict[Any, range]:
-        """By own partition, the offsets that no agent got yet; nothing while it recovers, or an agent is at work."""
+        """By own partition, the offsets that no agent got yet; nothing while it recovers, or an agent is held up."""
         consumer = self.app.consumer
-        if self.app.in_recovery or not consumer.flow_active or not self._lanes.idle:
+        if self.app.in_recovery or not consumer.flow_active or self._held:
             return {}
         topics = {*self._request_topics, RESULTS}
         return {
@@ -207,10 +234,11 @@ class Gate:
         for tp, offset in partitions.items():
             log.warning("reading %s/%d again from offset %d", *tp, offset, extra={"action": "read_again"})
             with suppress(IllegalStateError):  # it has moved to another gate, which reads it from the committed offset
-                await self.app.consumer.seek(tp, offset)
+                await self.app.consumer.seek_wait({tp: offset})
 
     async def _drain(self, *_: object) -> None:
-        await self._lanes.drain(_DRAIN_TIMEOUT_S)
+        if await self._lanes.drain(_DRAIN_TIMEOUT_S) and self._recording:
+            await asyncio.wait(set(self._recording), timeout=_DRAIN_TIMEOUT_S / 2)
 
     async def start(self) -> None:
         """Join the group and begin."""

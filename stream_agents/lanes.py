@@ -17,6 +17,9 @@ Work = Callable[[], Awaitable[None]]
 class Lanes:
     """At most `limit` pieces of work are on their way. For one event loop.
 
+    What has not begun when a `drain` ends is never begun: its partition may be another process's by then, whose rows it
+    would overwrite.
+
     on_error: gets what a piece of work raises; nothing behind it on its lane is begun after that.
     """
 
@@ -25,33 +28,44 @@ class Lanes:
         self._on_error = on_error
         self._last: dict[Hashable, asyncio.Task[bool]] = {}
         self._running: set[asyncio.Task[bool]] = set()
+        self._epoch = 0
 
-    async def start(self, lane: Hashable, work: Work) -> None:
-        """Begin it behind what its lane has to do; returns at once unless the limit is reached."""
+    @property
+    def epoch(self) -> int:
+        """Counts the drains: work belongs to that in which it was read."""
+        return self._epoch
+
+    async def start(self, lane: Hashable, work: Work, epoch: int) -> None:
+        """Begin it behind what its lane has to do; returns at once unless the limit is reached.
+
+        epoch: of when its record was read; work of an earlier one is passed over.
+        """
         await self._room.acquire()
+        if epoch != self._epoch:
+            self._room.release()
+            return
         # A task of its own: it goes on where whoever started it is cancelled.
-        task = asyncio.create_task(self._follow(self._last.get(lane), work))
+        task = asyncio.create_task(self._follow(self._last.get(lane), work, epoch))
         self._last[lane] = task
         self._running.add(task)
         task.add_done_callback(lambda ended: self._ended(lane, ended))
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing that was begun is unfinished."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was begun is done, and begin a new epoch; False if the time was not enough."""
+        end = asyncio.get_running_loop().time() + timeout_s
+        # What waits for room begins meanwhile, and is waited for as well.
+        while self._running and (left_s := end - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(set(self._running), timeout=left_s)
+        self._epoch += 1
+        if self._running:
+            log.warning("%d records are still being worked on", len(self._running), extra={"action": "drain"})
         return not self._running
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Wait until all that was begun is done; False if the time was not enough."""
-        if self._running:
-            _, left = await asyncio.wait(set(self._running), timeout=timeout_s)
-            if left:
-                log.warning("%d records are still being worked on", len(left), extra={"action": "drain"})
-            return not left
-        return True
-
-    async def _follow(self, before: asyncio.Task[bool] | None, work: Work) -> bool:
+    async def _follow(self, before: asyncio.Task[bool] | None, work: Work, epoch: int) -> bool:
         if before is not None and not await asyncio.shield(before):
             return False
+        if epoch != self._epoch:
+            return True
         try:
             await work()
         except Exception as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
+from itertools import islice
 
 from google.protobuf.message import DecodeError
 
@@ -31,6 +32,9 @@ from schemas.topics import GATE_CHANGELOG
 
 #: Longest distance between a request and a retry that is answered with the first outcome.
 IDENTITY_WINDOW_MS = 300_000
+#: How long a robot's last chunk is kept for the next one to continue. Robot ids are the callers' choice: who takes a
+#: new one for each episode must not fill the table for ever.
+CHUNK_WINDOW_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class RequestTable:
         self._chunks: dict[str, LastChunk] = {}
         #: Row ids of each partition in append order; the head is the next one to leave.
         self._aging: dict[int, deque[str]] = defaultdict(deque)
+        #: When each chunk of a partition was decided, the oldest first.
+        self._chunk_ages: dict[int, dict[str, int]] = defaultdict(dict)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -84,17 +90,24 @@ class RequestTable:
         Raises Fatal for what is no row. It may stand in a row's place: to go on without that row could decide a
         request a second time.
         """
-        for index in (self._records, self._by_identity, self._by_content, self._chunks, self._aging):
+        for index in (self._records, self._by_identity, self._by_content, self._chunks, self._aging, self._chunk_ages):
             index.clear()
         rows: list[tuple[str, RequestRecord]] = []
+        chunks: list[tuple[str, LastChunk]] = []
         for key, value in list(self._store.items()):
             name, row = _row_of(key, value)
             if row.WhichOneof("kind") == "chunk":
-                self._chunks[name] = row.chunk
+                chunks.append((name, row.chunk))
             elif row.request.source.partition in partitions:
                 rows.append((name, row.request))
         for row_id, record in sorted(rows, key=lambda item: (item[1].appended_at_ms, item[1].source.offset)):
             self._index(row_id, record)
+        for name, chunk in sorted(chunks, key=lambda item: item[1].decided_at_ms):
+            # One of before chunks had a partition stays until its robot gets another.
+            if not chunk.HasField("source_partition"):
+                self._chunks[name] = chunk
+            elif chunk.source_partition in partitions:
+                self._index_chunk(name, chunk)
 
     # --- the request agent's questions
 
@@ -206,16 +219,17 @@ class RequestTable:
 
     def remember_chunk(self, customer_id: str, robot_id: str, chunk: LastChunk) -> None:
         key = _robot(customer_id, robot_id)
-        self._chunks[key] = chunk
+        self._index_chunk(key, chunk)
         self._store[key.encode()] = TableValue(chunk=chunk).SerializeToString()
 
     # --- housekeeping
 
     def evict(self, partition: int, now_ms: int, limit: int = 16) -> int:
-        """Let go of decided rows beyond the window, at most `limit` of them; returns how many went.
+        """Let go of decided rows beyond the window, and of chunks beyond theirs, at most `limit` of each.
 
-        A row that is not decided stays, however old it is: its outcome is still to come.
+        Returns how many rows went. One that is not decided stays, however old it is: its outcome is still to come.
         """
+        self._evict_chunks(partition, now_ms, limit)
         aging = self._aging[partition]
         gone = 0
         for _ in range(min(limit, len(aging))):
@@ -232,6 +246,22 @@ class RequestTable:
             self._drop(row_id, record)
             gone += 1
         return gone
+
+    def _evict_chunks(self, partition: int, now_ms: int, limit: int) -> None:
+        ages = self._chunk_ages[partition]
+        for key in list(islice(ages, limit)):
+            if now_ms - ages[key] <= CHUNK_WINDOW_MS:
+                break
+            del ages[key]
+            self._chunks.pop(key, None)
+            self._store.pop(key.encode(), None)
+
+    def _index_chunk(self, key: str, chunk: LastChunk) -> None:
+        before = self._chunks.get(key)
+        if before is not None:
+            self._chunk_ages[before.source_partition].pop(key, None)
+        self._chunks[key] = chunk
+        self._chunk_ages[chunk.source_partition][key] = chunk.decided_at_ms
 
     def _drop(self, row_id: str, record: RequestRecord) -> None:
         del self._records[row_id]
@@ -299,6 +329,7 @@ def last_chunk(actions: ActionMatrix, *, source: Source, episode_id: str, deploy
     return LastChunk(
         source_offset=source.offset,
         source_topic=source.topic,
+        source_partition=source.partition,
         episode_id=episode_id,
         actions=actions,
         deployment=deployment,

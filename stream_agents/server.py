@@ -190,7 +190,7 @@ async def _run_until_stopped(gate: Gate, lifecycle: Lifecycle, metrics: Metrics)
 
 
 #: Time that the agents get to finish what they have begun, and Faust to commit and leave its group.
-_FAUST_STOP_TIMEOUT_S = 6.0
+_FAUST_STOP_TIMEOUT_S = 10.0
 
 
 def _wait_for_views(views: list[CompactedView], timeout_s: float) -> None:

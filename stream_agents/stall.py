@@ -20,9 +20,10 @@ Partition = TypeVar("Partition", bound=Hashable)
 
 #: Longer than Kafka takes to come back from a kill (14-19 s here), so that its absence alone ends no gate.
 STALLED_S = 25.0
-#: An agent that has nothing on its way gets the next record within milliseconds.
+#: An agent that is not held up gets the next record within milliseconds.
 DROPPED_S = 2.0
-_NAMED = float("inf")
+#: How much longer the same offsets are waited for each time that going back to them has brought none.
+_LONGER = 4.0
 
 
 class StallGuard:
@@ -48,23 +49,25 @@ class TailGuard(Generic[Partition]):
     def __init__(self, limit_s: float = DROPPED_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit_s = limit_s
         self._clock = clock
-        self._since: dict[Partition, tuple[range, float]] = {}
+        #: Offsets, since when, and for how long they are waited for.
+        self._since: dict[Partition, tuple[range, float, float]] = {}
 
     def dropped(self, unread: Mapping[Partition, range]) -> dict[Partition, int]:
-        """The offset to go back to where the same offsets have been unread for the limit; each is named once.
+        """The offset to go back to where the same offsets have been unread for the limit.
 
-        unread: offsets up to a partition's end that no agent got, while the agents have nothing to do. They may hold
-        no record at all (transaction markers), which is why they are not named for ever.
+        unread: offsets up to a partition's end that no agent got, while no agent is held up. They may hold no record
+        at all (transaction markers), which is why they are named less and less often.
         """
         now_s, before, due = self._clock(), self._since, {}
         self._since = {}
         for partition, offsets in unread.items():
-            seen, since_s = before.get(partition, (offsets, now_s))
+            seen, since_s, limit_s = before.get(partition, (offsets, now_s, self._limit_s))
             if seen != offsets:
-                since_s = now_s
-            elif offsets and now_s - since_s >= self._limit_s:
-                due[partition], since_s = offsets.start, _NAMED
-            self._since[partition] = (offsets, since_s)
+                since_s, limit_s = now_s, self._limit_s
+            elif offsets and now_s - since_s >= limit_s:
+                due[partition] = offsets.start
+                since_s, limit_s = now_s, limit_s * _LONGER
+            self._since[partition] = (offsets, since_s, limit_s)
         return due
 
 

@@ -14,12 +14,18 @@ every agent checks that offsets follow one another, and reads again what it was 
 Nor are Faust's commits used as they are: it acknowledges events that its streams only pass over (streams.py,
 `skipped_value`), counts what it never handed on as acknowledged (transport/consumer.py, `_add_gap`), and
 passes one unfinished event (`_new_offset`). `Progress` decides instead, from what the agents have finished.
+
+Its flush before a commit is no proof that the changelog has been written: it waits for a tenth of a second, and
+aiokafka's counts batches that failed as done. An event is finished once its own changelog records are acknowledged
+(`ChangelogWrites`); else a row could be lost whose record is never read again.
 """
 
 # ruff: noqa: SLF001 - Faust offers no other way in.
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 #: Topic and partition.
@@ -62,6 +68,29 @@ def wait_before_partitions_leave(app: Any, drain: Callable[..., Awaitable[None]]
     Faust's own wait counts acknowledged events, which is not what counts here (`Progress`).
     """
     app._consumer_wait_empty = drain
+
+
+class ChangelogWrites:
+    """Which changelog records a piece of an agent's work has caused. For one event loop."""
+
+    def __init__(self, table: Any) -> None:
+        """Stand before the one function by which a Faust table writes its changelog."""
+        #: Of the task that handles a record.
+        self._mine: ContextVar[list[asyncio.Future[Any]]] = ContextVar("changelog writes")
+        send = table.send_changelog
+
+        def send_and_note(*args: Any, **options: Any) -> Any:
+            sent = send(*args, **options)
+            self._mine.get().append(sent)
+            return sent
+
+        table.send_changelog = send_and_note
+
+    def begin(self) -> list[asyncio.Future[Any]]:
+        """The writes of this task from now on, as they come: each is done when the broker has it."""
+        writes: list[asyncio.Future[Any]] = []
+        self._mine.set(writes)
+        return writes
 
 
 def committed_offset(app: Any, partition: Any) -> int | None:

@@ -5,37 +5,38 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime.kafka import Record, build_consumer, build_producer
-from runtime.lifecycle import Deadline
-from runtime.metrics import Metrics
+from runtime.kafka import Record
 from runtime.settings import Settings
 from schemas.topics import REQUESTS
-from stream_agents.app import Gate, build_app
-from stream_agents.log_reader import LogReader
+from stream_agents.app import Gate
 from stream_agents.stall import TailGuard
+from tests.gate_case import produce, running_gate
 from tests.integration.test_request_reply import broker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+#: Of the records that are dropped; other partitions go on.
+PARTITION = 1
 
 
 class DroppingFetch:
-    """Stands before Faust's fetch and loses the first records of requests, as Faust does when partitions move."""
+    """Stands before Faust's fetch and loses the first records of a partition, as Faust does when partitions move."""
 
-    def __init__(self, consumer: Any, count: int) -> None:
-        self._fetch = consumer.getmany
+    def __init__(self, count: int) -> None:
         self._count = count
         self.dropped: list[bytes] = []
-        consumer.getmany = self.getmany
+
+    def install(self, app: Any) -> None:
+        self._fetch = app.consumer.getmany
+        app.consumer.getmany = self.getmany
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - called so by Faust
         async for tp, message in self._fetch(timeout):
-            if tp.topic == REQUESTS and len(self.dropped) < self._count:
+            if (tp.topic, tp.partition) == (REQUESTS, PARTITION) and len(self.dropped) < self._count:
                 self.dropped.append(message.value)
             else:
                 yield tp, message
@@ -44,43 +45,26 @@ class DroppingFetch:
 @pytest.mark.timeout(120)
 def test_the_last_records_of_a_partition_are_not_lost_where_faust_drops_them(tmp_path: Path) -> None:
     with broker(tmp_path) as (_, settings):
-        wanted = produce(settings, 3)
-        asyncio.run(read_all(settings, tmp_path, wanted))
+        asyncio.run(read_all(settings, tmp_path / "gate"))
 
 
-def produce(settings: Settings, count: int) -> set[bytes]:
-    producer, values = build_producer(settings, "robots"), {b"%d" % number for number in range(count)}
-    for value in values:
-        producer.produce(REQUESTS, value, partition=1)
-    assert producer.flush(30) == 0
-    return values
+async def read_all(settings: Settings, folder: Path) -> None:
+    wanted, got, ended = produce(settings, PARTITION, 3), set[bytes](), asyncio.Event()
 
+    async def on_request(gate: Gate, record: Record) -> None:
+        if record.partition == PARTITION:
+            got.add(record.value or b"")
+        else:
+            # At work all the time, as with robots of other partitions.
+            await ended.wait()
 
-async def read_all(settings: Settings, folder: Path, wanted: set[bytes]) -> None:
-    metrics, got = Metrics(), set[bytes]()
-    log_reader = LogReader(partial(build_consumer, settings, "log", group=None))
-    app = build_app(settings, folder / "gate")
-    gate = Gate(
-        app, request_topics=[REQUESTS], partitions=settings.kafka_partitions, log_reader=log_reader, metrics=metrics
-    )
-
-    async def on_request(record: Record) -> None:
-        got.add(record.value or b"")
-
-    async def on_completion(record: Record) -> None:
-        raise AssertionError(f"nobody completes anything here: {record}")
-
-    gate.install(on_request=on_request, on_completion=on_completion, restore=lambda owned: None)
-    app.finalize()
-    fetch = DroppingFetch(app.consumer, len(wanted))
-    await gate.start()
-    tails, end = TailGuard[Any](limit_s=0.5), time.monotonic() + 60
-    try:
+    produce(settings, PARTITION + 1, 1)
+    fetch = DroppingFetch(len(wanted))
+    async with running_gate(settings, folder, on_request, fetch.install) as gate:
+        tails, end = TailGuard[Any](limit_s=0.5), time.monotonic() + 60
         while got != wanted:
             assert time.monotonic() < end, f"{wanted - got} came to no agent; {len(fetch.dropped)} were dropped"
             await gate.seek_back(tails.dropped(gate.unread()))
             await asyncio.sleep(0.1)
-    finally:
-        await app.stop()
-        log_reader.close(Deadline(5))
+        ended.set()
     assert set(fetch.dropped) == wanted

@@ -32,7 +32,7 @@ class Bench:
                 raise error
             self.done[lane].append(number)
 
-        await self.lanes.start(lane, work)
+        await self.lanes.start(lane, work, self.lanes.epoch)
 
 
 async def settle() -> None:
@@ -83,6 +83,37 @@ async def test_drain_tells_when_something_is_left() -> None:
     assert await bench.lanes.drain(timeout_s=0)
 
 
+async def test_what_has_not_begun_when_a_drain_ends_is_never_begun() -> None:
+    """Its partition may be another process's by then."""
+    bench = Bench(limit=3)
+    for number in (1, 2, 3):
+        await bench.start(b"a", number)
+    waits_for_room = asyncio.create_task(bench.start(b"b", 4))
+    await settle()
+    assert not await bench.lanes.drain(timeout_s=0)
+    bench.gates[1].set()
+    await waits_for_room
+    await bench.start(b"c", 5)
+    bench.gates[5].set()
+    assert await bench.lanes.drain(timeout_s=10)
+    assert bench.begun == {b"a": [1], b"c": [5]}
+
+
+async def test_a_drain_waits_for_what_gets_room_meanwhile() -> None:
+    bench = Bench(limit=1)
+    await bench.start(b"a", 1)
+    waits_for_room = asyncio.create_task(bench.start(b"b", 2))
+    draining = asyncio.create_task(bench.lanes.drain(timeout_s=10))
+    await settle()
+    bench.gates[1].set()
+    await waits_for_room
+    await settle()
+    assert not draining.done()
+    bench.gates[2].set()
+    assert await draining
+    assert bench.done == {b"a": [1], b"b": [2]}
+
+
 async def test_nothing_behind_a_failure_on_its_lane_is_begun() -> None:
     bench = Bench()
     failure = RuntimeError("no way on")
@@ -109,7 +140,7 @@ def test_each_lane_ends_in_the_order_in_which_it_was_begun(work: list[tuple[byte
             done[lane].append(number)
 
         for number, (lane, turns) in enumerate(work):
-            await lanes.start(lane, partial(one, lane, number, turns))
+            await lanes.start(lane, partial(one, lane, number, turns), lanes.epoch)
         assert await lanes.drain(timeout_s=10)
         assert not failures
         assert sum(map(len, done.values())) == len(work)

@@ -14,8 +14,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from runtime.errors import Fatal
 from schemas.codes import Code
 from schemas.headers import Source
-from schemas.messages import ActionMatrix, Image, InferenceRequest, ReplyAddress, RequestRecord
+from schemas.messages import ActionMatrix, Image, InferenceRequest, LastChunk, ReplyAddress, RequestRecord
 from stream_agents.request_table import (
+    CHUNK_WINDOW_MS,
     IDENTITY_WINDOW_MS,
     New,
     Redelivery,
@@ -183,6 +184,56 @@ def test_eviction_lets_go_of_decided_rows_only() -> None:
     log.table.decide(open_row, 2, refused=False)
     assert log.table.evict(0, later) == 1
     assert not store
+
+
+def chunk_of(robot: int, partition: int, at_ms: int) -> tuple[str, str, LastChunk]:
+    source = Source("vla.requests.v1", partition, robot)
+    actions = ActionMatrix(horizon=1, dim=1, values=[0.5])
+    return "customer", f"arm-{robot}", last_chunk(actions, source=source, episode_id="e", deployment="d", at_ms=at_ms)
+
+
+def chunks_of(table: RequestTable, robots: int) -> set[int]:
+    later = Source("vla.requests.v1", 0, 1000)
+    return {robot for robot in range(robots) if table.chunk_before("customer", f"arm-{robot}", later) is not None}
+
+
+def test_a_chunk_leaves_the_table_and_its_store_once_nothing_can_continue_it() -> None:
+    """Robot ids are the callers' choice: a new one for each episode must not fill the table."""
+    store: dict[bytes, bytes] = {}
+    table = RequestTable(store, dedup_window_ms=2000)
+    for robot in range(6):
+        table.remember_chunk(*chunk_of(robot, robot % 2, at_ms=1000 * robot))
+    table.remember_chunk(*chunk_of(0, 0, at_ms=6000))
+    table.evict(0, CHUNK_WINDOW_MS + 2001)
+    assert chunks_of(table, 6) == {0, 1, 3, 4, 5}
+    table.evict(1, CHUNK_WINDOW_MS + 3001)
+    assert chunks_of(table, 6) == {0, 4, 5}
+    assert len(store) == 3
+    table.evict(0, CHUNK_WINDOW_MS + 9000, limit=1)
+    assert chunks_of(table, 6) == {0, 5}
+
+
+def test_chunks_of_other_partitions_are_not_restored_and_those_without_one_stay() -> None:
+    store: dict[bytes, bytes] = {}
+    table = RequestTable(store, dedup_window_ms=2000)
+    for robot in range(4):
+        customer, name, chunk = chunk_of(robot, robot % 2, at_ms=9000 - robot)
+        if robot == 3:
+            chunk.ClearField("source_partition")
+        table.remember_chunk(customer, name, chunk)
+    restored = RequestTable(store, dedup_window_ms=2000)
+    restored.restore({0})
+    assert chunks_of(restored, 4) == {0, 2, 3}
+    restored.evict(0, CHUNK_WINDOW_MS + 8999)
+    assert chunks_of(restored, 4) == {0, 3}
+
+
+def test_a_robot_that_changes_its_partition_keeps_its_newest_chunk() -> None:
+    table = RequestTable({}, dedup_window_ms=2000)
+    table.remember_chunk(*chunk_of(1, 0, at_ms=1000))
+    table.remember_chunk(*chunk_of(1, 1, at_ms=2000))
+    table.evict(0, CHUNK_WINDOW_MS + 1500)
+    assert chunks_of(table, 2) == {1}
 
 
 def test_the_previous_chunk_is_one_of_an_earlier_request_only() -> None:

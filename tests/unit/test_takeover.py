@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_agents.takeover import Progress
+from stream_agents.takeover import ChangelogWrites, Progress
 
 PLACE = ("vla.requests.v1", 3)
 
@@ -62,6 +65,26 @@ def test_what_is_finished_is_forgotten_with_its_partition() -> None:
     progress.finish(PLACE, 5)
     progress.moved({1, 2})
     assert progress.committable(PLACE, 5) is None
+
+
+async def test_each_piece_of_work_knows_its_own_changelog_records() -> None:
+    table = SimpleNamespace(send_changelog=lambda key: asyncio.get_running_loop().create_future())
+    changelog, turn = ChangelogWrites(table), asyncio.Event()
+
+    async def work(keys: list[str]) -> tuple[list[object], list[object]]:
+        writes = changelog.begin()
+        sent = [table.send_changelog(keys[0])]
+        await turn.wait()
+        sent += [table.send_changelog(key) for key in keys[1:]]
+        return list(writes), sent
+
+    one, other = asyncio.create_task(work(["a", "b"])), asyncio.create_task(work(["c"]))
+    await asyncio.sleep(0)
+    turn.set()
+    for task, count in ((one, 2), (other, 1)):
+        writes, sent = await task
+        assert writes == sent
+        assert len(writes) == count
 
 
 @given(

@@ -130,11 +130,15 @@ class LastChunk(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     DECIDED_AT_MS_FIELD_NUMBER: _builtins.int
+    SOURCE_PARTITION_FIELD_NUMBER: _builtins.int
     source_offset: _builtins.int
     source_topic: _builtins.str
     episode_id: _builtins.str
     deployment: _builtins.str
     decided_at_ms: _builtins.int
+    """by which it is let go of in time"""
+    source_partition: _builtins.int
+    """of the request, and of the row in the changelog"""
     @_builtins.property
     def actions(self) -> _inference_pb2.ActionMatrix:
         """as it was delivered"""
@@ -148,12 +152,15 @@ class LastChunk(_message.Message):
         actions: _inference_pb2.ActionMatrix | None = ...,
         deployment: _builtins.str = ...,
         decided_at_ms: _builtins.int = ...,
+        source_partition: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_source_partition", b"_source_partition", "actions", b"actions", "source_partition", b"source_partition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "decided_at_ms", b"decided_at_ms", "deployment", b"deployment", "episode_id", b"episode_id", "source_offset", b"source_offset", "source_topic", b"source_topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_partition", b"_source_partition", "actions", b"actions", "decided_at_ms", b"decided_at_ms", "deployment", b"deployment", "episode_id", b"episode_id", "source_offset", b"source_offset", "source_partition", b"source_partition", "source_topic", b"source_topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__source_partition: _TypeAlias = _typing.Literal["source_partition"]  # noqa: Y015
+    _WhichOneofArgType__source_partition: _TypeAlias = _typing.Literal["_source_partition", b"_source_partition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source_partition) -> _WhichOneofReturnType__source_partition | None: ...
 
 Global___LastChunk: _TypeAlias = LastChunk  # noqa: Y015
 
