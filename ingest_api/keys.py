@@ -240,6 +240,8 @@ class KeyRing:
             age_s = max(self._now() - written_at_s, 0.0)
             if age_s < self._ttl_s:
                 return record, age_s, "valkey"
+        # A change may come between the table's answer and what is written here: knowledge is as old as its question.
+        asked_at_s = self._now()
         try:
             found = self._table.find(digest)
         except Unavailable:
@@ -248,10 +250,10 @@ class KeyRing:
             raise
         if found is not None:
             try:
-                self._cache.put(digest, found, self._now(), keep_s=max(self._stale_s, self._ttl_s))
+                self._cache.put(digest, found, asked_at_s, keep_s=max(self._stale_s, self._ttl_s))
             except Unavailable as error:
                 log.warning("key cache: %s", error, extra={"action": "key_lookup"})
-        return found, 0.0, "postgres"
+        return found, max(self._now() - asked_at_s, 0.0), "postgres"
 
 
 def origin_of(connection: HTTPConnection) -> str:

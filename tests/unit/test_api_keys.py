@@ -110,6 +110,28 @@ async def test_a_revocation_holds_though_the_cache_was_not_told(case: Case) -> N
     await refused(case.ring, 401)
 
 
+async def test_a_key_that_is_revoked_while_it_is_looked_up_is_refused_after_the_ttl_everywhere(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, lookup_s = case.table.find, TTL_S - 1
+
+    def find_slowly(reference: str) -> KeyRecord | None:
+        found = find(reference)
+        monkeypatch.setattr(case.table, "find", find)
+        case.change(is_active=False)
+        case.clock.now_s += lookup_s
+        return found
+
+    monkeypatch.setattr(case.table, "find", find_slowly)
+    other = case.new_ring()
+    await case.ring.authenticate(HEADER)
+    await other.authenticate(HEADER)
+    assert case.lookups("valkey") == 1, "the copy outlived the revocation"
+    case.clock.now_s += TTL_S - lookup_s
+    await refused(case.ring, 401)
+    await refused(other, 401)
+
+
 async def test_a_known_key_is_honoured_while_all_stores_are_away(case: Case) -> None:
     await case.ring.authenticate(HEADER)
     case.all_away()
