@@ -55,7 +55,9 @@ class Socket:
 
     async def receive(self, timeout_s: float | None = None) -> str | bytes:
         """The next frame. Raises Gone, and TimeoutError after `timeout_s`."""
-        message = await asyncio.wait_for(self._websocket.receive(), timeout_s)
+        # Not wait_for: up to Python 3.11 that loses a cancellation which meets a frame that has just come.
+        async with asyncio.timeout(timeout_s):
+            message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise Gone
         text: str | None = message.get("text")
@@ -64,10 +66,11 @@ class Socket:
     async def send(self, frame: str | bytes) -> None:
         """Raises Gone, also where the peer takes nothing within SEND_TIMEOUT_S."""
         try:
-            if isinstance(frame, str):
-                await asyncio.wait_for(self._websocket.send_text(frame), SEND_TIMEOUT_S)
-            else:
-                await asyncio.wait_for(self._websocket.send_bytes(frame), SEND_TIMEOUT_S)
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                if isinstance(frame, str):
+                    await self._websocket.send_text(frame)
+                else:
+                    await self._websocket.send_bytes(frame)
         except _LOST as error:
             raise Gone from error
 
@@ -77,7 +80,8 @@ class Socket:
             return
         try:
             # The reason of a close frame has at most 123 bytes.
-            await asyncio.wait_for(self._websocket.close(code, reason.encode()[:120].decode(errors="ignore")), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._websocket.close(code, reason.encode()[:120].decode(errors="ignore"))
         except _LOST:
             return
 

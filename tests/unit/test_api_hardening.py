@@ -296,6 +296,33 @@ async def test_a_peer_that_has_left_is_gone_and_no_fault() -> None:
     await left().close(1000)
 
 
+async def test_a_reader_that_is_cancelled_just_as_a_frame_comes_ends() -> None:
+    frames: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def unsent(message: object) -> None:
+        raise AssertionError("nothing is sent here")
+
+    websocket = WebSocket({"type": "websocket", "path": "/"}, frames.get, unsent)
+    websocket.application_state = websocket.client_state = WebSocketState.CONNECTED
+    reading_socket = Socket(websocket)
+
+    async def read() -> None:
+        while True:
+            await reading_socket.receive(60)
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    frames.put_nowait({"type": "websocket.receive", "text": "{}"})
+    # Whoever was waiting has the frame now, and may not have handed it on yet.
+    await asyncio.sleep(0)
+    assert frames.empty()
+    reading.cancel()
+    ended, _ = await asyncio.wait({reading}, timeout=5)
+    reading.cancel()
+    assert ended
+
+
 async def test_a_connection_in_use_outlives_the_heads_time() -> None:
     async with served(0.2) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         first = await client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})
