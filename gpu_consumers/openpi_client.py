@@ -156,8 +156,7 @@ class OpenpiClient:
             )
             # Kept beyond this call: `_drop` and `close` end it.
             connection = opening.__enter__()
-            with self._lock:
-                self._open.add(connection)
+            self._opened(connection)
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
@@ -179,6 +178,15 @@ class OpenpiClient:
             self._drop(connection)
             raise Fatal(f"{where.url} serves another model than before: this worker begins anew")
         return connection, metadata
+
+    def _opened(self, connection: ClientConnection) -> None:
+        """Raises Retry where `close` has gone by meanwhile: that ends only what was open then."""
+        with self._lock:
+            self._open.add(connection)
+            ending = self._closed
+        if ending:
+            self._drop(connection)
+            raise Retry("this worker is ending")
 
     def _keep(self, connection: ClientConnection) -> None:
         with self._lock:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import SecretStr
+from websockets.sync.client import ClientConnection, connect
 
 from gpu_consumers.conversions import conversions_of
-from gpu_consumers.openpi_client import ServerError
+from gpu_consumers.openpi_client import Endpoint, OpenpiClient, ServerError
 from gpu_consumers.pipeline import Worker
 from gpu_consumers.policies.contract import Observation, Policy, PolicyError, RemotePolicy
 from gpu_consumers.policies.openpi_remote import OpenpiRemotePolicy
@@ -297,6 +298,28 @@ def test_what_is_with_a_server_that_hangs_does_not_keep_the_worker_from_ending(s
     assert failed
     with pytest.raises((Retry, RuntimeError)):
         run(policy, observation())
+
+
+def test_a_connection_that_opens_while_the_worker_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[ClientConnection] = []
+
+    class Opening:
+        """Ends the worker between the opening of its connection and the connection's use."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._connection = connect(*args, **kwargs)
+
+        def __enter__(self) -> ClientConnection:
+            opened.append(self._connection.__enter__())
+            client.close()
+            return opened[0]
+
+    monkeypatch.setattr("gpu_consumers.openpi_client.connect", Opening)
+    with openpi_server(chunk_of(50, DIM)) as server:
+        client = OpenpiClient(Endpoint(url=server.url), connections=1)
+        with pytest.raises(Retry, match="ending"):
+            client.probe()
+        assert opened[0].socket.fileno() == -1
 
 
 def test_requests_wait_for_a_server_that_is_away_and_the_worker_is_not_live_meanwhile() -> None:
