@@ -68,10 +68,11 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class _Unacknowledged:
-    """A completion that the broker did not take."""
+    """A completion that the broker did not take. `not_before_s`: when it is due again, of the stage's clock."""
 
     job: Job
     completion: Completion
+    not_before_s: float
 
 
 _Item = Inferred | Refused | DeadLetter | _Unacknowledged
@@ -158,8 +159,9 @@ class PublishStage:
                 self._publish(job, rejected_completion(job, code, detail, field=field))
             case DeadLetter():
                 self._bury(item)
-            case _Unacknowledged(job, completion):
-                self._stop.wait(_RETRY_S)
+            case _Unacknowledged(job, completion, not_before_s):
+                # Those that failed together are due together: one pause for all of them.
+                self._stop.wait(max(not_before_s - self._clock(), 0.0))
                 self._publish(job, completion)
 
     def _finish(self, item: Inferred) -> None:
@@ -222,7 +224,7 @@ class PublishStage:
                 self._fail(error)
             else:
                 self._metrics.retries.labels("gpu_publish", type(error).__name__).inc()
-                self.put(_Unacknowledged(job, completion))
+                self.put(_Unacknowledged(job, completion, self._clock() + _RETRY_S))
 
         now_s = time.time()
         completion.times.worker_published_us = int(now_s * 1e6)
