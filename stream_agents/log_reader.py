@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaException
 
-from runtime.errors import Retry
+from runtime.errors import Retry, Unavailable
 from runtime.kafka import Record
 from runtime.lifecycle import Deadline
 from runtime.read_back import read_back
@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class LogReader:
-    """One groupless consumer, built at the first question; questions are answered one after the other."""
+    """One groupless consumer, built at the first question and anew where a read has failed.
+
+    Questions are answered one after the other.
+    """
 
     def __init__(self, build: Callable[[], Consumer], timeout_s: float = 3.0) -> None:
         self._build = build
@@ -36,17 +39,23 @@ class LogReader:
                     return await asyncio.to_thread(self._read, topic, partition, offsets)
                 except Retry as error:
                     log.warning("reading the log again: %s", error, extra={"action": "retry", "topic": topic})
+                    await asyncio.sleep(error.after_s)
 
     def close(self, deadline: Deadline) -> None:
-        if self._consumer is not None:
-            self._consumer.close()
+        self._drop()
 
     def _read(self, topic: str, partition: int, offsets: range) -> list[Record]:
         if self._consumer is None:
             self._consumer = self._build()
         try:
             return read_back(self._consumer, topic, partition, offsets, self._timeout_s)
-        except KafkaException as error:
-            raise Retry(f"{topic} cannot be read: {error.args[0].str()}", after_s=0.5) from error
-        except TimeoutError as error:
-            raise Retry(str(error), after_s=0.5) from error
+        except (KafkaException, TimeoutError, Unavailable) as error:
+            # It may have lost its brokers for good.
+            self._drop()
+            detail = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            raise Retry(f"{topic} cannot be read: {detail}", after_s=0.5) from error
+
+    def _drop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close()

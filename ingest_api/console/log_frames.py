@@ -71,7 +71,10 @@ class LogPort(Protocol):
 
 
 class Log:
-    """LogPort on a real broker. Of one event loop; owns one groupless consumer, built at the first question."""
+    """LogPort on a real broker. Of one event loop; owns one groupless consumer.
+
+    It is built at the first question, and anew where a read has failed.
+    """
 
     def __init__(self, build: Callable[[], Consumer] | None, timeout_s: float = _TIMEOUT_S) -> None:
         """build: None where nobody may read; timeout_s: of one read."""
@@ -99,8 +102,7 @@ class Log:
         return None if record is None else outcome_of(record, place)
 
     def close(self, deadline: Deadline) -> None:
-        if self._consumer is not None:
-            self._consumer.close()
+        self._drop()
 
     async def _record(self, source: h.Source) -> Record | None:
         if self._build is None:
@@ -127,22 +129,32 @@ class Log:
         if self._consumer is None:
             assert self._build is not None
             self._consumer = self._build()
+        consumer = self._consumer
         deadline = Deadline(self._timeout_s)
         place = TopicPartition(source.topic, source.partition)
         try:
-            low, high = self._consumer.get_watermark_offsets(place, timeout=self._timeout_s)
+            low, high = consumer.get_watermark_offsets(place, timeout=self._timeout_s)
             if not low <= source.offset < high:
                 return None
             offsets = range(source.offset, source.offset + 1)
-            found = read_back(self._consumer, source.topic, source.partition, offsets, deadline.remaining_s)
-        except KafkaException as error:
-            raise Unavailable(f"the log cannot be read: {error.args[0].str()}") from error
-        except TimeoutError as error:
-            raise Unavailable("the log did not answer in time: try again") from error
-        except Fatal as error:
-            # Another consumer may do better: permissions may be given meanwhile.
-            raise Unavailable(str(error)) from error
+            found = read_back(consumer, source.topic, source.partition, offsets, deadline.remaining_s)
+        except (KafkaException, TimeoutError, Fatal, Unavailable) as error:
+            # Another consumer may do better: this one may have lost its brokers, or permissions are given meanwhile.
+            self._drop()
+            match error:
+                case KafkaException():
+                    detail = f"the log cannot be read: {error.args[0].str()}"
+                case TimeoutError():
+                    detail = "the log did not answer in time: try again"
+                case _:
+                    detail = str(error)
+            raise Unavailable(detail) from error
         return found[0] if found else None
+
+    def _drop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close()
 
 
 def request_of(record: Record, place: Place) -> InferenceRequest | None:
