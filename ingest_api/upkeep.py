@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 
 from sqlalchemy import func, select
 
@@ -50,7 +52,18 @@ class Upkeep:
             await self._counter.close()
 
     async def _send_outbox(self) -> None:
-        await asyncio.to_thread(drain, self._database, self._publisher)
+        """On a daemon thread, as the process does not wait for it at its end: its producer ends with it."""
+        sent: Future[int] = Future()
+        sent.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                sent.set_result(drain(self._database, self._publisher))
+            except BaseException as error:
+                sent.set_exception(error)
+
+        threading.Thread(target=run, name="outbox", daemon=True).start()
+        await asyncio.wrap_future(sent)
 
     async def _watch_policy(self) -> None:
         """Said once where the counters' server may forget them."""

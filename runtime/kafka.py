@@ -19,6 +19,8 @@ from schemas.topics import MAX_MESSAGE_BYTES
 
 #: Room for a record that the broker let in although it is too large for us: it becomes a dead letter.
 MAX_RECORD_BYTES = 2 * 1024 * 1024
+#: A producer goes on trying to send a record for so long; then it has failed, and is not sent any more.
+DELIVERY_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def build_producer(settings: Settings, client_id: str, *, queue_bytes: int = 64 
             "message.max.bytes": MAX_RECORD_BYTES,
             # A topic's max.message.bytes holds for a whole batch: a burst must not be packed into a larger one.
             "batch.size": MAX_MESSAGE_BYTES // 2,
-            "delivery.timeout.ms": 30_000,
+            "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
             "queue.buffering.max.kbytes": queue_bytes // 1024,
         }
     )
@@ -224,6 +226,7 @@ def wait_for_kafka(settings: Settings, timeout_s: float = 30.0) -> None:
 
 
 __all__ = [
+    "DELIVERY_TIMEOUT_S",
     "MAX_MESSAGE_BYTES",
     "MAX_RECORD_BYTES",
     "Record",

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from runtime.database import Database
 from runtime.errors import Unavailable
+from runtime.kafka import DELIVERY_TIMEOUT_S
 from runtime.publisher import Delivered, PublisherPort
 from runtime.settings import Settings
 from runtime.tenancy_tables import outbox
@@ -24,7 +25,8 @@ from schemas import headers as h
 #: First half of a lock's key; any constant that nobody else uses.
 _LOCK = 0x6F757462
 _AT_ONCE = 200
-_TIMEOUT_S = 10.0
+#: A producer looks once a second for records whose time is up, and tells of them a moment later.
+_TIMEOUT_S = DELIVERY_TIMEOUT_S + 5.0
 
 
 class Message(Protocol):
@@ -40,9 +42,11 @@ def enqueue(connection: Connection, topic: str, key: str, message: Message, even
 
 
 def drain(database: Database, publisher: PublisherPort) -> int:
-    """Send what waits, in order, and forget it once the broker has it; how many were sent. Blocks.
+    """Send what waits, in order, and forget it once the broker has it; how many were sent.
 
-    Raises Unavailable where Postgres or Kafka is away, Retry where the producer is full: all of it waits on then.
+    Blocks until the producer has settled every record, more than DELIVERY_TIMEOUT_S where Kafka hangs: one that it
+    still had could arrive after newer ones, which somebody else sends. Raises Unavailable where Postgres or Kafka is
+    away, Retry where the producer is full: all of it waits on then.
     """
     with database.begin() as connection:
         # One at a time, so that records of one customer stay in order.
@@ -58,17 +62,22 @@ def drain(database: Database, publisher: PublisherPort) -> int:
                 failures.append(failure)
             settled.release()
 
-        for row in rows:
-            attributes = h.cloud_event(
-                event_type=row.event_type, event_id=str(row.id), source="outbox", now_s=row.created_at.timestamp()
-            )
-            publisher.publish(
-                row.topic, row.value, key=row.key.encode() or None, headers=h.encode(attributes), on_delivery=report
-            )
-        end_s = time.monotonic() + _TIMEOUT_S
-        for _ in rows:
-            if not settled.acquire(timeout=max(end_s - time.monotonic(), 0.0)):
-                raise Unavailable("Kafka has not confirmed records of the outbox in time")
+        handed_over = 0
+        try:
+            for row in rows:
+                attributes = h.cloud_event(
+                    event_type=row.event_type, event_id=str(row.id), source="outbox", now_s=row.created_at.timestamp()
+                )
+                publisher.publish(
+                    row.topic, row.value, key=row.key.encode() or None, headers=h.encode(attributes), on_delivery=report
+                )
+                handed_over += 1
+        finally:
+            # Not before that is the lock anybody else's.
+            end_s = time.monotonic() + _TIMEOUT_S
+            for _ in range(handed_over):
+                if not settled.acquire(timeout=max(end_s - time.monotonic(), 0.0)):
+                    raise Unavailable("Kafka has not confirmed records of the outbox in time")
         if failures:
             raise Unavailable(f"Kafka did not take a record of the outbox: {failures[0]}")
         connection.execute(delete(outbox).where(outbox.c.id.in_([row.id for row in rows])))
