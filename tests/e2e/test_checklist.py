@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.running_stack import RunningStack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +26,7 @@ def test_the_page_leaves_no_line_of_the_checklist_open() -> None:
     assert text.count("- [x]") >= 30
 
 
+@pytest.mark.timeout(900)
 def test_every_command_of_the_checklist_runs(stack: RunningStack) -> None:
     script = "\n".join(
         ["set -eu -o pipefail", *(f"echo '{_STEP} {number}'\n{step}" for number, step in enumerate(steps(), 1))]

@@ -183,7 +183,7 @@ class Container:
     def run(self, *command: str) -> str:
         """`docker compose run --rm NAME COMMAND`: its output."""
         argv = vlastream(*(command or self._service["command"]))
-        done = subprocess.run(argv, env=self.environment, cwd=self._home, capture_output=True, text=True)
+        done = subprocess.run(argv, env=self.environment, cwd=self._home, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -199,7 +199,9 @@ class Container:
         for there, here in self._ports.items():
             rest = [word.replace(f"'127.0.0.1', {there},", f"'127.0.0.1', {here},") for word in rest]
         assert all(" 9100," not in word and " 8000," not in word for word in rest)
-        check = subprocess.run([sys.executable, *rest], env={"PATH": os.environ["PATH"]}, capture_output=True)
+        check = subprocess.run(
+            [sys.executable, *rest], env={"PATH": os.environ["PATH"]}, capture_output=True, timeout=60
+        )
         return check.returncode == 0
 
     def wait_healthy(self, end: float) -> None:
@@ -303,9 +305,9 @@ def test_s3_is_seen_to_be_well_and_not_to_be_by_the_files_own_check(servers: Ser
     assert kind == "CMD"
     port = servers.s3.settings.endpoint.rpartition(":")[2]
     here = [word.replace("/127.0.0.1/9000", f"/127.0.0.1/{port}") for word in check]
-    assert subprocess.run(here, capture_output=True).returncode == 0
+    assert subprocess.run(here, capture_output=True, timeout=60).returncode == 0
     nobody = [word.replace("/127.0.0.1/9000", f"/127.0.0.1/{free_port()}") for word in check]
-    assert subprocess.run(nobody, capture_output=True).returncode != 0
+    assert subprocess.run(nobody, capture_output=True, timeout=60).returncode != 0
 
 
 def test_grafanas_user_reads_every_panel_and_no_key(containers: dict[str, Container], servers: Servers) -> None:
@@ -323,7 +325,11 @@ def test_grafanas_user_reads_every_panel_and_no_key(containers: dict[str, Contai
     psql = _psql()
     for _ in range(2):  # may be repeated
         subprocess.run(
-            [psql, *here[1:]], env={"PATH": os.environ["PATH"], **environment}, check=True, capture_output=True
+            [psql, *here[1:]],
+            env={"PATH": os.environ["PATH"], **environment},
+            check=True,
+            capture_output=True,
+            timeout=60,
         )
     password = service["environment"]["GRAFANA_DATABASE_PASSWORD"]
     with psycopg.connect(dsn, user="grafana", password=password, autocommit=True) as connection:

@@ -128,7 +128,8 @@ def test_what_is_erased_is_nowhere_and_the_books_still_balance(
     asked = [customer.infer(seed) for seed in range(410, 414)]
     for request_id in asked:
         customer.row(request_id)
-    read_books(settings, wait_s=60)
+    books = read_books(settings, wait_s=120)
+    assert books.balanced, books.explain()
     promised = customer.send("DELETE", "/v1/customers/me/data")
     assert {"vla.requests.v1", "vla.outcomes.v1"} <= {topic["topic"] for topic in promised["kafka"]}
     customer.wait(lambda: customer.get("/v1/customers/me/data")["state"] == "done", "the erasure did not end")

@@ -43,7 +43,7 @@ def customer(stack: RunningStack, settings: Settings) -> Iterator[Customer]:
 def run(stack: RunningStack, *arguments: str) -> str:
     """A `vlastream` command beside the stack, with the stack's own settings."""
     environment = {**stack.environment, "DEFAULT_CONSENT_TIER": "full"}
-    done = subprocess.run(vlastream(*arguments), env=environment, capture_output=True, text=True)
+    done = subprocess.run(vlastream(*arguments), env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -59,6 +59,7 @@ def contents(stack: RunningStack, customer_id: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.timeout(900)
 def test_a_deleted_database_comes_back_from_the_log_and_a_restored_backup_is_brought_up_to_now(
     stack: RunningStack, settings: Settings, customer: Customer, tmp_path: Path
 ) -> None:

@@ -245,14 +245,15 @@ async def test_an_idle_session_is_closed() -> None:
 
 
 async def test_who_waits_for_an_answer_is_not_idle() -> None:
-    api = Api(settings=settings_with(stream_idle_timeout_s=0.05))
+    api = Api(settings=settings_with(stream_idle_timeout_s=1.0))
     api.gateway.answer = never
+    question = json.dumps(infer(options={"ttl_ms": 20_000}))
     async with serving(api) as it, it.connect() as socket:
         await heard(socket)
-        await socket.send(json.dumps(infer()))
+        await socket.send(question)
         await until(lambda: len(api.gateway.futures) == 1)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(socket.recv(), 0.3)
+            await asyncio.wait_for(socket.recv(), 2.5)
         api.gateway.futures[0].set_result(acts(api.gateway.requests[0]))
         assert (await heard(socket))["type"] == "chunk"
         assert await closed_with(socket) == 4408

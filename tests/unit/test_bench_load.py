@@ -78,7 +78,7 @@ async def test_a_closed_loop_has_one_request_a_client_at_a_time() -> None:
         in_flight.remove(robot)
         return Answer("id", OK)
 
-    samples = await closed_loop(3, 0.02, send, lambda elapsed_s, so_far: None)
+    samples = await closed_loop(3, 0.5, send, lambda elapsed_s, so_far: None)
     assert {s.robot for s in samples} == {0, 1, 2}
 
 

@@ -30,7 +30,7 @@ from tests.unit.break_in_case import (
     token_for,
     watched,
 )
-from tests.unit.test_break_in_keys import FORGERIES
+from tests.unit.test_break_in_keys import forgeries
 from tests.unit.websocket_case import closed_with, heard, heard_bytes, infer, serving
 
 DOORS = ("/v1/stream", "/", "/v1/openpi", "/v1/vla-eval")
@@ -42,7 +42,7 @@ def two() -> Api:
 
 async def test_a_socket_is_not_opened_with_what_is_no_key() -> None:
     wrong = [{"Authorization": f"Bearer {VICTIM_KEY[:-1]}u"}, {"Authorization": "Api-Key ' OR 1=1--"}]
-    wrong += [{"Authorization": f"Bearer {token}"} for token in FORGERIES.values()]
+    wrong += [{"Authorization": f"Bearer {token}"} for token in forgeries().values()]
     async with serving(two()) as it:
         for door in DOORS:
             for headers in wrong:

@@ -47,7 +47,7 @@ def test_an_error_is_reported_with_its_stack_and_without_what_the_functions_were
     thread.start()
     try:
         dsn = f"http://key@127.0.0.1:{server.server_address[1]}/1"
-        subprocess.run([sys.executable, "-c", _PROGRAM, dsn], check=True, cwd=ROOT, capture_output=True)
+        subprocess.run([sys.executable, "-c", _PROGRAM, dsn], check=True, cwd=ROOT, capture_output=True, timeout=120)
     finally:
         server.shutdown()
         server.server_close()

@@ -20,7 +20,7 @@ from runtime.children import BackOff
 from runtime.errors import EXIT_DEVICE
 from tests.unit.gpu_case import FakeGpus, built_library
 
-#: Stands for a worker: notes how it was started, obeys a file, drains on SIGTERM.
+#: Stands for a worker: notes how it was started, obeys a file once, drains on SIGTERM.
 _WORKER = """
 import json, os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -35,7 +35,9 @@ with (folder / f"starts-{me['ROLE_INSTANCE']}").open("a") as file:
 order = folder / f"exit-{me['ROLE_INSTANCE']}"
 while not order.exists():
     time.sleep(0.02)
-sys.exit(int(order.read_text()))
+status = int(order.read_text())
+order.unlink()
+sys.exit(status)
 """
 _GROUP = """
 import sys
@@ -70,6 +72,12 @@ class Group:
         file = self.folder / f"starts-{worker}"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
+    def order(self, worker: int, status: int) -> None:
+        """Have a worker end with that status; the order is there whole or not at all."""
+        unfinished = self.folder / "order"
+        unfinished.write_text(str(status))
+        unfinished.replace(self.folder / f"exit-{worker}")
+
     def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + 60
         while not condition():
@@ -98,11 +106,10 @@ def test_each_device_gets_a_worker_of_its_own_that_is_started_again_and_drained(
         assert [running.starts(n)[0]["CUDA_VISIBLE_DEVICES"] for n in (0, 1)] == ["GPU-fake-0", "GPU-fake-2"]
         assert {running.starts(n)[0]["GPU_DEVICE"] for n in (0, 1)} == {"0"}
         assert {running.starts(n)[0]["REQUIRE_GPU"] for n in (0, 1)} == {"true"}
-        (tmp_path / "exit-1").write_text(str(EXIT_DEVICE))
+        running.order(1, EXIT_DEVICE)
         running.until(lambda: "its device is sick" in running.log.read_text())
-        (tmp_path / "exit-0").write_text("70")
+        running.order(0, 70)
         running.until(lambda: "(status 70)" in running.log.read_text())
-        (tmp_path / "exit-0").unlink()
         running.until(lambda: len(running.starts(0)) == 2)
         assert len(running.starts(1)) == 1, "a sick device waits much longer than a worker that failed"
         running.process.send_signal(signal.SIGTERM)

@@ -22,7 +22,7 @@ from robot_client import (
     WebSocketTransport,
 )
 from robot_client.errors import AttemptFailed
-from robot_client.retry import BackOff
+from robot_client.retry import BackOff, RetryRule
 from robot_client.stream_frames import Answer, Frames, Unreadable, read_frame
 from robot_client.websocket import stream_url
 from schemas.messages import InferenceRequest, Outcome, Rejection, RequestSummary, StreamAnswer, Violation
@@ -54,8 +54,8 @@ def transport(server: StreamServer, frames: Frames = Frames.PROTOBUF, key: str =
     return WebSocketTransport(server.url, key, frames=frames, back_off=QUICK, open_timeout_s=20)
 
 
-def robot(over: WebSocketTransport, robot_id: str = "arm-1") -> AsyncRobotClient:
-    return AsyncRobotClient(over, robot_id=robot_id, robot_type="tabletop_arm")
+def robot(over: WebSocketTransport, robot_id: str = "arm-1", retry: RetryRule | None = None) -> AsyncRobotClient:
+    return AsyncRobotClient(over, robot_id=robot_id, robot_type="tabletop_arm", retry=retry or RetryRule())
 
 
 @BOTH
@@ -137,9 +137,10 @@ async def test_no_more_is_asked_at_a_time_than_the_server_allows() -> None:
 
 
 async def test_a_retry_is_told_from_the_first_and_its_second_answer_goes_to_nobody() -> None:
-    async with StreamServer(silent, in_flight=2) as server, robot(transport(server)) as arm:
-        # Attempts share the deadline: the second is made while the first has no answer.
-        asked = asyncio.create_task(arm.infer(observation(), ttl_ms=3000))
+    # Attempts share the deadline, about three seconds each: the second is made while the first has no answer.
+    rule = RetryRule(attempt_share=0.05)
+    async with StreamServer(silent, in_flight=2) as server, robot(transport(server), retry=rule) as arm:
+        asked = asyncio.create_task(arm.infer(observation(), ttl_ms=60_000))
         await until(lambda: len(server.asked) == 2)
         request = server.asked[0]
         assert request == server.asked[1]

@@ -204,7 +204,7 @@ def test_stages_end_one_after_the_other_and_the_stubborn_are_killed(supervisor: 
     api, gate, sink = Dummy(layout, "api"), Dummy(layout, "gate", _STUBBORN), Dummy(layout, "sink")
     _start(supervisor, sink, gate, api)
     pids = [pid for _, pid in supervisor.running]
-    supervisor.stop([[api], [gate], [sink]], Deadline(3), threading.Event())
+    supervisor.stop([[api], [gate], [sink]], Deadline(15), threading.Event())
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert layout.data("farewells").read_text().split() == ["api", "sink"]
     assert supervisor.running == []
@@ -243,12 +243,14 @@ def test_no_child_outlives_a_killed_supervisor(layout: Layout) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(_SUPERVISING), str(layout.folder)], stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        children = [Identity.from_json(child) for child in read_json(layout.processes_file)["children"]]
-        assert len(children) == 2
-        assert all(child.process() for child in children)
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            children = [Identity.from_json(child) for child in read_json(layout.processes_file)["children"]]
+            assert len(children) == 2
+            assert all(child.process() for child in children)
+        finally:
+            process.kill()
     _until(lambda: not any(child.process() for child in children), "the children end")
 
 
@@ -257,17 +259,21 @@ def test_the_next_supervisor_ends_what_was_left_and_nothing_else(supervisor: Sup
         subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as orphan,
         subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as stranger,
     ):
-        left, other = Identity.of(orphan.pid), Identity.of(stranger.pid)
-        assert left is not None
-        assert other is not None
-        # The stranger has a process id that a child had before it.
-        earlier = Identity(other.pid, other.create_time - 3600)
-        record = {"supervisor": None, "children": [left.to_json(), earlier.to_json()]}
-        layout.processes_file.write_text(json.dumps(record))
-        supervisor.end_orphans()
-        assert orphan.poll() is not None or left.process() is None
-        assert other.process() is not None
-        assert end_processes([other], Deadline(30)) == 1
+        try:
+            left, other = Identity.of(orphan.pid), Identity.of(stranger.pid)
+            assert left is not None
+            assert other is not None
+            # The stranger has a process id that a child had before it.
+            earlier = Identity(other.pid, other.create_time - 3600)
+            record = {"supervisor": None, "children": [left.to_json(), earlier.to_json()]}
+            layout.processes_file.write_text(json.dumps(record))
+            supervisor.end_orphans()
+            assert orphan.poll() is not None or left.process() is None
+            assert other.process() is not None
+            assert end_processes([other], Deadline(30)) == 1
+        finally:
+            orphan.kill()
+            stranger.kill()
 
 
 def test_who_is_retired_drains_and_stays_away_and_who_does_not_end_is_killed(

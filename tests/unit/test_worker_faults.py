@@ -108,7 +108,7 @@ def test_what_a_hung_worker_had_in_work_is_refused_as_expired_when_it_comes_back
     hung = Running(policy_timeout_s=0.05)
     hung.start()
     hung.policy.open.clear()
-    hung.send("r-1", "push the block", ttl_s=1.0)
+    hung.send("r-1", "push the block", ttl_s=3.0)
     assert hung.broker.wait_for(lambda: bool(hung.hangs))
     left = hung.broker.records(ACCEPTED)
     assert hung.broker.committed(GROUP, ACCEPTED, 0) is None, "it is still to be read"
