@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from runtime.stack.layout import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,9 +25,7 @@ class Role:
     def __init__(self, sink: str, environment: Mapping[str, str], log: Path, arguments: Sequence[str] = ()) -> None:
         self._arguments = arguments or ("sink", sink)
         self._log = log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.metrics_url = f"http://127.0.0.1:{self._port}/metrics"
         self._environment = {**os.environ, **environment, "METRICS_PORT": str(self._port), "PYTHONPATH": str(ROOT)}
         self._process = self._spawn()
@@ -67,8 +66,13 @@ class Role:
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
+        """Its exit status; it is gone in any case."""
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=30)
+        try:
+            return self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
     def restart(self) -> None:
         assert self.stop() == 0, self._log.read_text()

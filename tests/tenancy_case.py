@@ -17,7 +17,6 @@ from sinks.migrate import upgrade
 
 EMAIL = "robot@example.org"
 OPERATOR = Actor("ana", "cli")
-NOW_MS = round(time.time() * 1000)
 
 
 @pytest.fixture
@@ -37,6 +36,10 @@ def database(settings: Settings) -> Iterator[Database]:
 @pytest.fixture
 def customer(database: Database) -> str:
     return str(CustomerAdmin(database).ensure(OPERATOR, EMAIL, "pro").id)
+
+
+def now_ms() -> int:
+    return round(time.time() * 1000)
 
 
 def unique() -> str:

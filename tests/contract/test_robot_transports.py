@@ -128,9 +128,9 @@ async def test_a_lost_answer_is_asked_for_again_under_the_same_id_with_the_same_
     script = Scripted(silent)
     async with service(script) as transport, client(transport) as robot:
         chunk = await robot.infer(observation(), ttl_ms=6000)
-    assert chunk.attempts == 2
-    first, second = script.asked
-    assert first == second
+    assert chunk.attempts >= 2
+    assert len(script.asked) >= 2
+    assert all(one == script.asked[0] for one in script.asked)
 
 
 @pytest.mark.parametrize(("code", "status"), [("invalid_image", 422), ("stopped", 423), ("no_live_worker", 503)])

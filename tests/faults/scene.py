@@ -139,8 +139,18 @@ class Scene:
         finally:
             for worker in workers:
                 worker.terminate()
-            assert [worker.wait(30) for worker in workers] == [0] * count
+            statuses = [_ended(worker) for worker in workers]
             log.close()
+            assert statuses == [0] * count
+
+
+def _ended(worker: subprocess.Popen[bytes]) -> int:
+    """Exit status of a worker that was told to end; it is gone in any case."""
+    try:
+        return worker.wait(30)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        return worker.wait()
 
 
 def resident_bytes(stack: RunningStack) -> dict[str, int]:

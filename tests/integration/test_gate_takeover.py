@@ -87,7 +87,7 @@ def wait_until_ready(gate: GateProcess, timeout_s: float = 60) -> None:
         time.sleep(0.1)
 
 
-def wait_for_settled_group(load: OpenLoopLoad, reader: OutcomeReader, requests: int = 120) -> None:
+def wait_for_settled_group(load: OpenLoopLoad, reader: OutcomeReader, requests: int = 60) -> None:
     """Until that many more requests, two seconds' worth of every robot, have their outcomes."""
     first, end = len(load.sent), time.monotonic() + 60
     while len(load.sent) < first + requests:
@@ -120,7 +120,7 @@ def test_no_request_is_lost_and_none_decided_twice_while_gates_die_and_return(
             for gate in processes:
                 wait_until_ready(gate)
             reader = OutcomeReader(settings)
-            with OpenLoopLoad(settings, rate_hz=60) as load:
+            with OpenLoopLoad(settings, rate_hz=30) as load:
                 for cycle in range(CYCLES):
                     # Both gates serve: a group that is still moving partitions is another case.
                     wait_for_settled_group(load, reader)

@@ -52,14 +52,17 @@ def test_a_broker_that_is_killed_while_groups_are_looked_at_ends_no_process(own_
                 assert time.monotonic() < end, "it neither ended nor went on"
                 time.sleep(0.05)
 
-        for _ in range(2):
-            seen, missed = answered.value, refused.value
-            until(lambda seen=seen: answered.value > seen + 10)  # type: ignore[misc] # bound for this turn
-            server.kill()
-            until(lambda missed=missed: refused.value > missed + 2)  # type: ignore[misc]
-            server.start()
-        seen = answered.value
-        until(lambda: answered.value > seen + 10)
-        stop.set()
-        looking.join(_PATIENCE_S)
+        try:
+            for _ in range(2):
+                seen, missed = answered.value, refused.value
+                until(lambda seen=seen: answered.value > seen + 10)  # type: ignore[misc] # bound for this turn
+                server.kill()
+                until(lambda missed=missed: refused.value > missed + 2)  # type: ignore[misc]
+                server.start()
+            seen = answered.value
+            until(lambda: answered.value > seen + 10)
+            stop.set()
+            looking.join(_PATIENCE_S)
+        finally:
+            looking.kill()
     assert looking.exitcode == 0

@@ -21,6 +21,7 @@ from runtime.windows import minute_of
 from schemas.topics import AUDIT
 from tests.embedded import running
 from tests.in_memory import InMemoryBroker
+from tests.sink_process import wait_for
 from tests.unit.api_stand_ins import absent_database
 
 SUBJECT = "customer:c-1"
@@ -47,6 +48,13 @@ def press(url: str) -> None:
         assert client.info("stats")["evicted_keys"] > 100
 
 
+def grow_old(url: str) -> None:
+    """Until what is there is older than whatever comes: the server knows ages in whole seconds, a moment late."""
+    with redis.Redis.from_url(url) as client:
+        second, _ = client.time()
+        wait_for(lambda: client.time()[0] > second + 1)
+
+
 def settings_for(cache: str, limits: str = "") -> Settings:
     return Settings(_env_file=None, redis_url=SecretStr(cache), rate_limit_redis_url=SecretStr(limits))
 
@@ -70,6 +78,7 @@ async def test_where_cache_and_limits_are_one_server_its_owner_is_warned(
     with small_cache(tmp_path / "cache") as cache:
         counter = LimitCounter.of(settings_for(cache), Metrics())
         assert await counter.add(SUBJECT, window, 7) == 7
+        grow_old(cache)
         press(cache)
         # This is what the warning is about.
         assert await counter.add(SUBJECT, window) == 1

@@ -70,7 +70,8 @@ class Responder:
         self._listening = threading.Event()
         self.speak = threading.Event()
         self.seen: list[tuple[InferenceRequest, dict[str, str]]] = []
-        self._threads = [threading.Thread(target=self._answer), threading.Thread(target=self._beat)]
+        # Daemons, so that a test that fails before it stops them does not keep the session alive.
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._answer, self._beat)]
 
     def __enter__(self) -> Responder:
         for thread in self._threads:
@@ -193,7 +194,7 @@ async def test_a_reply_after_the_wait_is_counted_and_harms_nobody(settings: Sett
     with Responder(settings) as responder:
         async with gateway(settings, 4) as (door, metrics):
             with pytest.raises(NoReply) as caught:
-                await door.ask(question(SILENT, "late"), 0.5)
+                await door.ask(question(SILENT, "late"), 5.0)
             assert caught.value.acknowledged
             responder.speak.set()
             assert answered(await door.ask(question(SILENT, "next"), 30)) == "next"

@@ -71,7 +71,8 @@ class Running:
             metrics=self.metrics,
         )
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self.flow.run, args=(self._stopping,))
+        # A daemon, so that a test that fails before it stops it does not keep the session alive.
+        self._thread = threading.Thread(target=self.flow.run, args=(self._stopping,), daemon=True)
         self._thread.start()
 
     def crash(self) -> None:
@@ -96,6 +97,11 @@ class Running:
             record = f.accepted_record(headers={h.SOURCE: f"vla.requests.v1/0/{number}", h.CONSENT_TIER: tier})
             self.broker.publisher().publish(ACCEPTED, record.value, headers=record.raw_headers, partition=0)
 
+    def wait_consumed(self, records: int, topic: str) -> None:
+        value = self.metrics.registry.get_sample_value
+        read = {"topic": topic}
+        assert self.broker.wait_for(lambda: value("vla_records_consumed_total", read) == records, timeout_s=30)
+
     def wait_written(self, rows: int, dataset: str) -> None:
         labels = {"sink": NAME, "dataset": dataset}
         value = self.metrics.registry.get_sample_value
@@ -114,6 +120,7 @@ def test_every_outcome_and_every_consented_observation_lies_in_the_lake_once(set
     sink.observations(*range(12, 20), tier="none")
     sink.wait_written(30, "outcomes")
     sink.wait_written(12, "observations")
+    sink.wait_consumed(25, ACCEPTED)
     sink.stop()
     assert column(storage, "outcomes", "results_offset") == list(range(30))
     assert column(storage, "observations", "source_offset") == list(range(12))
@@ -140,9 +147,7 @@ def test_a_stop_writes_what_is_buffered(settings: Settings) -> None:
     storage = open_storage(settings)
     sink = Running(storage, limits=Limits(rows=10_000, size_bytes=10**9, age_s=1000))
     sink.outcomes(*range(9))
-    value = sink.metrics.registry.get_sample_value
-    read = {"topic": OUTCOMES}
-    assert sink.broker.wait_for(lambda: value("vla_records_consumed_total", read) == 9, timeout_s=30)
+    sink.wait_consumed(9, OUTCOMES)
     assert column(storage, "outcomes", "results_offset") == []
     sink.stop()
     assert column(storage, "outcomes", "results_offset") == list(range(9))

@@ -31,7 +31,7 @@ from tests import factories as f
 from tests.in_memory import InMemoryBroker
 from tests.postgres_case import rows
 from tests.sink_case import consents, postgres_decoder
-from tests.tenancy_case import EMAIL, NOW_MS, OPERATOR, customer, database, settings, unique
+from tests.tenancy_case import EMAIL, OPERATOR, customer, database, now_ms, settings, unique
 from tests.unit.api_case import Api
 from tests.unit.api_stand_ins import key_record
 
@@ -45,7 +45,7 @@ def outcome(customer: str, robot: str, offset: int, *, inferred: bool = True, co
     """One of now, made from the completion at this offset."""
     kind: dict[str, Any] = {} if inferred else {"rejection": f.rejection(code)}
     times = f.stage_times() if inferred else StageTimes()
-    request = f.request_summary(customer_id=customer, robot_id=robot, requested_at_ms=NOW_MS)
+    request = f.request_summary(customer_id=customer, robot_id=robot, requested_at_ms=now_ms())
     return f.outcome(row_id=str(uuid.uuid4()), request=request, results_offset=offset, times=times, **kind)
 
 
@@ -78,12 +78,12 @@ def test_usage_is_what_the_log_says_however_often_it_is_read(database: Database)
     assert (used["robots"], used["gpu_ms"]) == (2, pytest.approx(40.0))
     logged = rows(database, "SELECT count(*) AS n FROM inference_log WHERE customer_id = :name", name=name)
     assert logged == [{"n": 6}]
-    assert used_this_month(database, NOW_MS / 1000)[name] == 5
+    assert used_this_month(database, now_ms() / 1000)[name] == 5
 
 
 def test_what_a_customer_had_erased_was_used_all_the_same(database: Database) -> None:
     name = unique()
-    said: dict[str, Any] = {name: {"tier": "full", "erased_before_ms": NOW_MS + 1}}
+    said: dict[str, Any] = {name: {"tier": "full", "erased_before_ms": now_ms() + 60_000}}
     erased = consents("none", **said)
     write(PostgresStore(database, erased), [outcome(name, "arm-1", 0)])
     assert rows(database, "SELECT id FROM inference_log WHERE customer_id = :name", name=name) == []
@@ -206,7 +206,7 @@ async def test_stops_and_consent_are_in_the_trail_without_being_written_twice(da
     broker = InMemoryBroker({AUDIT: 1, CONTROL: 1, CONSENT: 1})
     stop = control_record("robot:c-1/arm-1", stopped=True, who="ana", why="a person is in the cell")
     await publish_control(broker.publisher(), stop, origin="203.0.113.9")
-    consent = next_consent(None, "c-1", tier="full", who="ben", origin="10.0.0.1", now_ms=NOW_MS)
+    consent = next_consent(None, "c-1", tier="full", who="ben", origin="10.0.0.1", now_ms=now_ms())
     await publish_consent(broker.publisher(), consent)
     for topic in (CONTROL, CONSENT):
         sink(database, broker, topic)
