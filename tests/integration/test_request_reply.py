@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from ingest_api.gateway import KafkaGateway, NoReply, Question
 from ingest_api.replies import Build, Reply
 from ingest_api.tenancy_commands import create_key
-from runtime.errors import Unavailable
+from runtime.errors import Fatal, Unavailable
 from runtime.kafka import build_consumer, build_producer, end_positions
 from runtime.lifecycle import Deadline
 from runtime.metrics import Metrics
@@ -124,12 +124,12 @@ class Responder:
 
 
 def _ends(consumer: Consumer, timeout_s: float = 60.0) -> dict[int, int]:
-    """End of each partition of the requests. Topics that were just made may have no leader yet."""
+    """End of each partition of the requests. Topics that were just made may be unknown yet, or without a leader."""
     end = time.monotonic() + timeout_s
     while True:
         try:
             return end_positions(consumer, REQUESTS)
-        except (Unavailable, KafkaException):
+        except (Fatal, Unavailable, KafkaException):
             if time.monotonic() >= end:
                 raise
             time.sleep(0.1)
