@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,19 @@ def lived(stack: RunningStack, prometheus: Prometheus) -> Prometheus:
     # Group lag is looked at every five seconds, and a rate needs two scrapes of it.
     _until(lambda: prometheus.query("vla_group_lag"), "the API has not looked at the groups")
     _until(lambda: prometheus.query("rate(vla_sink_rows_total[5m]) > 0"), "no row is seen to be written")
+    # A rate needs two scrapes, and each process is scraped at a time of its own.
+    before = scrapes(prometheus)
+    _until(
+        lambda: all(count >= before[target] + 2 for target, count in scrapes(prometheus).items()),
+        "some process is not scraped",
+    )
     return prometheus
+
+
+def scrapes(prometheus: Prometheus) -> Counter[str]:
+    """How often each process was scraped."""
+    found = prometheus.query('count_over_time(up{job="vlastream"}[1h])')
+    return Counter({sample["metric"]["instance"]: int(sample["value"][1]) for sample in found})
 
 
 def prometheus_total(prometheus: Prometheus) -> float:
