@@ -95,7 +95,7 @@ class Member:
             commit_interval_s=0.05,
         )
         self.stopping = threading.Event()
-        # A daemon, so that a test that fails before it stops its member does not keep the session alive.
+        # A daemon, so that a test that fails before it stops its member does not keep pytest alive.
         self.thread = threading.Thread(target=self.processor.run, args=(self.stopping,), daemon=True)
         self.thread.start()
 

@@ -100,7 +100,7 @@ class Log:
         self._consumer = build_consumer(settings, f"log-{topic}", group=None)
         self._consumer.assign([TopicPartition(topic, 0, 0)])
         self._stop = threading.Event()
-        # A daemon, so that a test that fails before it stops it does not keep the session alive.
+        # A daemon, so that a test that fails before it stops it does not keep pytest alive.
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

@@ -70,7 +70,7 @@ class Responder:
         self._listening = threading.Event()
         self.speak = threading.Event()
         self.seen: list[tuple[InferenceRequest, dict[str, str]]] = []
-        # Daemons, so that a test that fails before it stops them does not keep the session alive.
+        # Daemons, so that a test that fails before it stops them does not keep pytest alive.
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._answer, self._beat)]
 
     def __enter__(self) -> Responder:

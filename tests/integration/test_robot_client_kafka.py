@@ -44,7 +44,7 @@ class Responder:
         self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"responder-{fleet}"})
         self._consumer.assign([TopicPartition(requests_topic(fleet), p, 0) for p in range(PARTITIONS)])
         self._stop = threading.Event()
-        # A daemon, so that a test that fails before it stops it does not keep the session alive.
+        # A daemon, so that a test that fails before it stops it does not keep pytest alive.
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self.seen: list[tuple[bytes | None, int | None, bytes, dict[str, str]]] = []
         self._thread.start()

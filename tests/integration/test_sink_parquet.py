@@ -71,7 +71,7 @@ class Running:
             metrics=self.metrics,
         )
         self._stopping = threading.Event()
-        # A daemon, so that a test that fails before it stops it does not keep the session alive.
+        # A daemon, so that a test that fails before it stops it does not keep pytest alive.
         self._thread = threading.Thread(target=self.flow.run, args=(self._stopping,), daemon=True)
         self._thread.start()
 
