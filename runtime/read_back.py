@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
@@ -12,12 +14,36 @@ from runtime.kafka import Record, check_consumed, record_of
 #: For the consumer: a fetch that waits for more at the end of a partition would hold up the next question to the same
 #: broker, 100 ms each; and what lies behind the record that was asked for is of no use. No statistics: they pile up,
 #: without limit, until somebody polls, and nobody does between two questions. So no BrokerWatch looks after such a
-#: consumer: whoever keeps one builds another where a read has failed.
+#: consumer: `KeptConsumer` does.
 SINGLE_READS: dict[str, Any] = {
     "fetch.wait.max.ms": 1,
     "fetch.message.max.bytes": 64 * 1024,
     "statistics.interval.ms": 0,
 }
+
+
+class KeptConsumer:
+    """A groupless consumer for single reads: built at the first one, and anew where one has failed. Not thread-safe."""
+
+    def __init__(self, build: Callable[[], Consumer]) -> None:
+        self._build = build
+        self._consumer: Consumer | None = None
+
+    @contextmanager
+    def reading(self) -> Iterator[Consumer]:
+        """For one read. One that raises may have lost its brokers: the next read gets another."""
+        if self._consumer is None:
+            self._consumer = self._build()
+        try:
+            yield self._consumer
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close()
 
 
 def read_back(consumer: Consumer, topic: str, partition: int, offsets: range, timeout_s: float) -> list[Record]:

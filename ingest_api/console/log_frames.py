@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from runtime.errors import Fatal, Unavailable
 from runtime.kafka import Record, build_consumer
 from runtime.lifecycle import Deadline
-from runtime.read_back import SINGLE_READS, read_back
+from runtime.read_back import SINGLE_READS, KeptConsumer, read_back
 from runtime.settings import Settings
 from schemas import headers as h
 from schemas.messages import InferenceRequest, Outcome
@@ -71,16 +71,12 @@ class LogPort(Protocol):
 
 
 class Log:
-    """LogPort on a real broker. Of one event loop; owns one groupless consumer.
-
-    It is built at the first question, and anew where a read has failed.
-    """
+    """LogPort on a real broker. Of one event loop; owns one groupless consumer."""
 
     def __init__(self, build: Callable[[], Consumer] | None, timeout_s: float = _TIMEOUT_S) -> None:
         """build: None where nobody may read; timeout_s: of one read."""
-        self._build = build
+        self._reader = KeptConsumer(build) if build is not None else None
         self._timeout_s = timeout_s
-        self._consumer: Consumer | None = None
         self._lock = asyncio.Lock()
         self._waiting = 0
         self._kept: OrderedDict[h.Source, Record] = OrderedDict()
@@ -102,10 +98,12 @@ class Log:
         return None if record is None else outcome_of(record, place)
 
     def close(self, deadline: Deadline) -> None:
-        self._drop()
+        if self._reader is not None:
+            self._reader.close()
 
     async def _record(self, source: h.Source) -> Record | None:
-        if self._build is None:
+        reader = self._reader
+        if reader is None:
             raise Unavailable(MISSING_USER)
         if source in self._kept:
             self._kept.move_to_end(source)
@@ -115,7 +113,7 @@ class Log:
         self._waiting += 1
         try:
             async with self._lock:
-                record = self._kept.get(source) or await asyncio.to_thread(self._read, source)
+                record = self._kept.get(source) or await asyncio.to_thread(self._read, reader, source)
         finally:
             self._waiting -= 1
         if record is not None:
@@ -124,37 +122,25 @@ class Log:
                 self._kept.popitem(last=False)
         return record
 
-    def _read(self, source: h.Source) -> Record | None:
+    def _read(self, reader: KeptConsumer, source: h.Source) -> Record | None:
         """Blocks for `timeout_s` at most."""
-        if self._consumer is None:
-            assert self._build is not None
-            self._consumer = self._build()
-        consumer = self._consumer
         deadline = Deadline(self._timeout_s)
         place = TopicPartition(source.topic, source.partition)
         try:
-            low, high = consumer.get_watermark_offsets(place, timeout=self._timeout_s)
-            if not low <= source.offset < high:
-                return None
-            offsets = range(source.offset, source.offset + 1)
-            found = read_back(consumer, source.topic, source.partition, offsets, deadline.remaining_s)
-        except (KafkaException, TimeoutError, Fatal, Unavailable) as error:
-            # Another consumer may do better: this one may have lost its brokers, or permissions are given meanwhile.
-            self._drop()
-            match error:
-                case KafkaException():
-                    detail = f"the log cannot be read: {error.args[0].str()}"
-                case TimeoutError():
-                    detail = "the log did not answer in time: try again"
-                case _:
-                    detail = str(error)
-            raise Unavailable(detail) from error
+            with reader.reading() as consumer:
+                low, high = consumer.get_watermark_offsets(place, timeout=self._timeout_s)
+                if not low <= source.offset < high:
+                    return None
+                offsets = range(source.offset, source.offset + 1)
+                found = read_back(consumer, source.topic, source.partition, offsets, deadline.remaining_s)
+        except KafkaException as error:
+            raise Unavailable(f"the log cannot be read: {error.args[0].str()}") from error
+        except TimeoutError as error:
+            raise Unavailable("the log did not answer in time: try again") from error
+        except Fatal as error:
+            # Not for good: permissions may be given meanwhile.
+            raise Unavailable(str(error)) from error
         return found[0] if found else None
-
-    def _drop(self) -> None:
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            consumer.close()
 
 
 def request_of(record: Record, place: Place) -> InferenceRequest | None:
