@@ -25,14 +25,13 @@ __all__ = ["Operator", "Robot", "StreamRobot"]
 
 #: A client that is told to wait waits, and sends the same request again so often.
 _ATTEMPTS = 3
+#: Larger shares of failures make the run fail.
+_ACCEPTED_FAIL_RATIO = 0.01
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator] # locust's events have no types
 def _arguments(parser: ArgumentParser) -> None:
     add_arguments(parser)
-    parser.add_argument(
-        "--accepted-fail-ratio", type=float, default=0.01, help="a larger share of failures makes the run fail"
-    )
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator] # locust's events have no types
@@ -43,10 +42,10 @@ def _needs_key(environment: Environment, **_: Any) -> None:
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator] # locust's events have no types
 def _judge(environment: Environment, **_: Any) -> None:
-    total, options = environment.stats.total, environment.parsed_options
-    assert options is not None
-    failed = total.fail_ratio > options.accepted_fail_ratio or not total.num_requests
-    environment.process_exit_code = 1 if failed else 0
+    failed = environment.stats.total.fail_ratio
+    environment.process_exit_code = (
+        1 if failed > _ACCEPTED_FAIL_RATIO or not environment.stats.total.num_requests else 0
+    )
 
 
 class Robot(HttpUser):
