@@ -68,15 +68,20 @@ class Role:
     def stop(self) -> int:
         """Its exit status; it is gone in any case."""
         self._process.send_signal(signal.SIGTERM)
-        try:
-            return self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        return ended(self._process)
 
     def restart(self) -> None:
         assert self.stop() == 0, self._log.read_text()
         self._process = self._spawn()
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    """Exit status of a process that was told to end; it is gone in any case."""
+    try:
+        return process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -23,6 +23,7 @@ from runtime.stack.stack import Stack
 from tests.cards import cards, embodiment, model
 from tests.e2e.running_stack import RunningStack
 from tests.faults.load import Load
+from tests.sink_process import ended
 
 #: Answers as a device would that takes 15 ms and 5 ms a request, and obeys "fault ..." in instructions.
 CARD = model(policy_config={"service_time_base_ms": 15, "service_time_per_item_ms": 5, "faults": True})
@@ -139,18 +140,9 @@ class Scene:
         finally:
             for worker in workers:
                 worker.terminate()
-            statuses = [_ended(worker) for worker in workers]
+            statuses = [ended(worker) for worker in workers]
             log.close()
             assert statuses == [0] * count
-
-
-def _ended(worker: subprocess.Popen[bytes]) -> int:
-    """Exit status of a worker that was told to end; it is gone in any case."""
-    try:
-        return worker.wait(30)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        return worker.wait()
 
 
 def resident_bytes(stack: RunningStack) -> dict[str, int]:
