@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from runtime.consent import ConsentList
-from runtime.database import Database
+from runtime.database import Database, connect
 from runtime.kafka import Record
+from runtime.settings import Settings
 from schemas.topics import CONSENT, EMBEDDINGS, EPISODES, FEEDBACK, OUTCOMES
 from sinks.marks import Buffer, Limits, Partition
 from sinks.postgres import AnyRow, PostgresStore
@@ -19,6 +21,14 @@ from tests.sink_case import postgres_decoder
 
 _TOPICS = (OUTCOMES, EMBEDDINGS, FEEDBACK, EPISODES, CONSENT)
 _LIMITS = Limits(rows=50, size_bytes=10**9, age_s=1)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """That of the test's own fixture `settings`."""
+    opened = connect(settings, "test", pool_size=4)
+    yield opened
+    opened.close()
 
 
 def sink(database: Database, allowed: ConsentList, records: Iterable[Record]) -> None:

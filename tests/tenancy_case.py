@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 
 import pytest
 from pydantic import SecretStr
 
 from ingest_api.customer_admin import CustomerAdmin
 from ingest_api.key_admin import Actor
-from runtime.database import Database, connect
+from runtime.database import Database
 from runtime.settings import Settings
 from sinks.migrate import upgrade
+from tests.postgres_case import database
+
+__all__ = ["EMAIL", "OPERATOR", "customer", "database", "now_ms", "settings", "unique"]
 
 EMAIL = "robot@example.org"
 OPERATOR = Actor("ana", "cli")
@@ -24,13 +26,6 @@ def settings(fresh_database: str, valkey_url: str) -> Settings:
     settings = Settings(_env_file=None, database_url=SecretStr(fresh_database), redis_url=SecretStr(valkey_url))
     upgrade(settings)
     return settings
-
-
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    opened = connect(settings, "test", pool_size=4)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from sinks.migrate import upgrade
 from sinks.retention import Retention
 from tests import factories as f
 from tests.lake_case import LakeFolder, actions
-from tests.postgres_case import contents, rows, sink
+from tests.postgres_case import contents, database, rows, sink
 from tests.sink_case import SALT, consents
 
+__all__ = ["database"]
 DAY = date(2026, 11, 23)
 #: What the ETL writes, and what differs from run to run in it.
 WRITTEN = ("robot_performance_metrics", "instruction_analytics", "context_metadata")
@@ -45,13 +45,6 @@ def settings(fresh_database: str, tmp_path: Path) -> Settings:
     found = Settings(_env_file=None, **values)
     upgrade(found)
     return found
-
-
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    opened = connect(settings, "test", pool_size=2)
-    yield opened
-    opened.close()
 
 
 def unit(dim: int, axis: int, lean: float = 0.0) -> list[float]:

@@ -33,8 +33,10 @@ from sinks.store import Fenced
 from tests import factories as f
 from tests.embedded import RunningServer, running
 from tests.in_memory import InMemoryBroker
+from tests.postgres_case import database
 from tests.sink_case import consents, postgres_decoder
 
+__all__ = ["database"]
 PARTITION = Partition(OUTCOMES, 0)
 WIDE = Limits(rows=1000, size_bytes=10**9, age_s=0.001)
 
@@ -44,13 +46,6 @@ def settings(fresh_database: str) -> Settings:
     settings = Settings(_env_file=None, database_url=fresh_database)
     upgrade(settings)
     return settings
-
-
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    opened = connect(settings, "test", pool_size=2)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
